@@ -1,0 +1,1 @@
+"""Anneal trains, tunes, compresses and audits large models in JAX."""

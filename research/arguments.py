@@ -1,0 +1,137 @@
+"""What a config may say: types with ranges, read from the signatures that receive the values.
+
+A `make` states its arguments once, in its signature, and nothing else describes them:
+
+    def make(num_layers: Count = 12, dropout: Fraction = 0.0, norm: Literal["layernorm", "rmsnorm"] = ...)
+
+`complete(make, given, "config.model")` then refuses what does not fit and fills in the defaults.
+"""
+
+import ast
+import difflib
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal, NamedTuple
+
+
+class InputError(Exception):
+    """Everything a user can get wrong. One line: what was given, what was expected, what to do."""
+
+
+class Range(NamedTuple):
+    """Closed interval a number must lie in; `above` excludes the lower end."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return (self.low < value if self.above else self.low <= value) and value <= self.high
+
+    def __str__(self) -> str:
+        if self.high < math.inf:
+            return f"between {self.low:g} and {self.high:g}"
+        return f"above {self.low:g}" if self.above else f"at least {self.low:g}"
+
+
+Count = Annotated[int, Range(1)]
+Size = Annotated[int, Range(0)]
+Fraction = Annotated[float, Range(0, 1)]
+Positive = Annotated[float, Range(0, above=True)]
+NonNegative = Annotated[float, Range(0)]
+
+
+class Text(str):
+    """A value typed on the command line: it becomes what the signature asks for."""
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """Returns "; did you mean 'x'?" for the closest option, else the list of them."""
+    options = sorted(options)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(options) or 'none'}"
+
+
+def complete(function: Callable, given: dict, where: str, supplied: Iterable[str] = ()) -> dict:
+    """Checks `given` against the signature of `function` and adds its defaults.
+
+    `supplied` names arguments that the program itself passes: a config may not set them.
+    Raises InputError naming `where` and the key.
+    """
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in supplied and parameter.kind is not parameter.VAR_KEYWORD
+    }
+    hints = typing.get_type_hints(function, include_extras=True)
+    for key in given:
+        if key not in parameters:
+            raise InputError(f"{where}.{key} is not known{nearest(key, parameters)}")
+    result = {}
+    for name, parameter in parameters.items():
+        if name in given:
+            result[name] = check(given[name], hints.get(name, Any), f"{where}.{name}")
+        elif parameter.default is parameter.empty:
+            raise InputError(f"{where}.{name} is missing; it has no default, so set it")
+        else:
+            result[name] = parameter.default
+    return result
+
+
+def check(value: Any, hint: Any, where: str) -> Any:
+    """Returns `value` as the type that `hint` asks for; raises InputError if it does not fit."""
+    if typing.get_origin(hint) is Annotated:
+        base, *conditions = typing.get_args(hint)
+        value = check(value, base, where)
+        for condition in conditions:
+            if isinstance(condition, Range) and value not in condition:
+                raise InputError(f"{where}={value!r} is out of range; expected {condition}")
+        return value
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        options = typing.get_args(hint)
+        if type(None) in options and (value is None or value in (Text("None"), Text("null"))):
+            return None
+        options = [option for option in options if option is not type(None)]
+        for option in options[:-1]:
+            try:
+                return check(value, option, where)
+            except InputError:
+                continue
+        return check(value, options[-1], where)
+    if typing.get_origin(hint) is Literal:
+        options = typing.get_args(hint)
+        if value not in options:
+            raise InputError(f"{where}={value!r} is not an option{nearest(str(value), options)}")
+        return options[options.index(value)]
+    if isinstance(value, Text):
+        value = _parse(value, hint)
+    origin = typing.get_origin(hint) or hint
+    if origin is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if origin is tuple and isinstance(value, list):
+        value = tuple(value)
+    if isinstance(origin, type) and origin is not object:
+        # bool is a subclass of int: layers=True would quietly be one layer.
+        if not isinstance(value, origin) or (isinstance(value, bool) and origin is not bool):
+            given = f"{value!r} ({type(value).__name__})"
+            raise InputError(f"{where}={given} has the wrong type; expected {origin.__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{where}={value} is not a finite number; expected a finite {hint}")
+    return value
+
+
+def _parse(text: str, hint: Any) -> Any:
+    if hint is str:
+        return str(text)
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        try:
+            return float(text)  # 'nan' and 'inf', to be refused by name
+        except ValueError:
+            # A bare list of names, as in --config.model.names=a,b
+            is_tuple = (typing.get_origin(hint) or hint) is tuple
+            return tuple(part.strip() for part in text.split(",")) if is_tuple else str(text)

@@ -1,0 +1,43 @@
+"""The package, its extras per field and per backend. Exact versions live in constraints-*.txt."""
+
+from setuptools import find_namespace_packages, setup
+
+CORE = [
+    "jax>=0.10",
+    "flax>=0.12.8",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",  # without the floor a resolver silently takes 0.11
+    "ml-collections>=1.1",
+    "absl-py",
+    "grain>=0.2.18",
+    "array_record>=0.8.6",
+    "etils[epath]",
+    "numpy>=2.0",
+    "rich>=13",
+    "tensorboardX>=2.6.5",
+]
+
+EXTRAS = {
+    # Backends.
+    "tpu": ["jax[tpu]"],
+    "gpu": ["jax[cuda13]"],
+    # Fields. Each draws pictures into the workdir, so each brings matplotlib.
+    "nlp": ["tokenizers>=0.22", "datasets>=4.0", "matplotlib>=3.9"],
+    "vision": ["pillow>=11", "tensorflow-datasets>=4.9.9", "matplotlib>=3.9"],
+    "speech": ["soundfile>=0.13", "soxr>=1.0", "matplotlib>=3.9"],
+    "study": ["optuna>=4.5", "cmaes>=0.12", "matplotlib>=3.9"],
+    "trust": ["dp-accounting>=0.6", "fairlearn>=0.13"],
+    "test": ["pytest>=8", "hypothesis>=6", "jaxtyping>=0.3", "beartype>=0.22", "ruff>=0.14"],
+}
+
+setup(
+    name="anneal",
+    version="0.1.0",
+    description="Train, tune, compress and audit large models in JAX, on TPU and GPU.",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_namespace_packages(include=["research*", "configs*", "experiments*"]),
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["anneal = research.__main__:main"]},
+)
