@@ -1,0 +1,184 @@
+"""The command line: `anneal VERB ...`. A verb is listed once it works.
+
+Exit codes: 0 done, 2 bad input, 3 locked by another run, 75 preempted and saved (launchers requeue),
+1 anything else.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+from research.arguments import InputError
+
+BAD_INPUT, LOCKED, PREEMPTED = 2, 3, 75
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports bad usage as one line, like every other bad input."""
+
+    def error(self, message: str) -> None:
+        raise InputError(f"{message}; see `{self.prog} --help`")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns its exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("anneal").setLevel(logging.INFO)
+    try:
+        arguments, rest = parser().parse_known_args(argv)
+        unknown = [text for text in rest if not text.startswith("--config.")]
+        if unknown or (rest and arguments.verb is not train):
+            raise InputError(f"unknown argument {(unknown or rest)[0]!r}; see `anneal --help`")
+        _keep_compilations()
+        return arguments.verb(arguments, rest)
+    except InputError as error:
+        print(f"anneal: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except BrokenPipeError:  # `anneal generate | head` is no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def parser() -> Parser:
+    """Returns the parser of all verbs."""
+    top = Parser(prog="anneal", description=__doc__.splitlines()[0], allow_abbrev=False)
+    verbs = top.add_subparsers(required=True, metavar="VERB", parser_class=Parser)
+
+    verb = verbs.add_parser("train", help="train a config in a workdir, or go on there")
+    verb.add_argument("--config", required=True, metavar="FILE[:variant]")
+    verb.add_argument("--workdir", required=True, metavar="DIR", help="a folder, or gs://...")
+    verb.add_argument(
+        "--stop-after", type=int, metavar="STEP", help="save and stop after this step"
+    )
+    verb.add_argument("--profile", metavar="START:STOP", help="trace these steps into DIR/profile")
+    verb.add_argument("--debug-nans", action="store_true", help="stop where a NaN first appears")
+    verb.add_argument("--allow-drift", action="append", default=[], metavar="KEY")
+    verb.epilog = (
+        "--config.key=value overrides any value of the config, e.g. --config.optim.lr.peak=3e-4"
+    )
+    verb.set_defaults(verb=train)
+
+    verb = verbs.add_parser("evaluate", help="evaluate a checkpoint on a whole split")
+    _add_weights(verb)
+    verb.add_argument("--split", help="default: the config's eval.split")
+    verb.set_defaults(verb=evaluate)
+
+    verb = verbs.add_parser("generate", help="continue prompts; JSON lines in and out")
+    _add_weights(verb)
+    source = verb.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", metavar="TEXT")
+    source.add_argument("--input", metavar="FILE", help='lines of {"prompt": TEXT}; - is stdin')
+    verb.add_argument("--output", metavar="FILE", help="default: stdout")
+    verb.add_argument("--max-tokens", type=int, metavar="N", help="default: what the context holds")
+    verb.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
+    verb.add_argument("--top-k", type=int, default=0, help="0 keeps all")
+    verb.add_argument("--top-p", type=float, default=1.0)
+    verb.add_argument("--seed", type=int, default=0)
+    verb.set_defaults(verb=generate)
+    return top
+
+
+def _add_weights(verb: Parser) -> None:
+    verb.add_argument("--workdir", required=True, metavar="DIR")
+    verb.add_argument("--step", default="latest", metavar="latest|best|N")
+    verb.add_argument("--weights", choices=("raw", "ema"), help="default: ema if the run kept it")
+
+
+# Each verb imports what it needs, so that --help and bad usage answer at once.
+def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """anneal train"""
+    from research import config, train, workdir
+
+    profile = None
+    if arguments.profile:
+        try:
+            first, stop = (int(part) for part in arguments.profile.split(":"))
+        except ValueError:
+            raise InputError(f"--profile={arguments.profile} is not START:STOP") from None
+        profile = (first, stop)
+    if arguments.stop_after is not None and arguments.stop_after < 1:
+        raise InputError(f"--stop-after={arguments.stop_after} is not a step; expected at least 1")
+    try:
+        result = train.train(
+            config.load(arguments.config, overrides),
+            arguments.workdir,
+            stop_after=arguments.stop_after,
+            profile=profile,
+            debug_nans=arguments.debug_nans,
+            allow_drift=tuple(arguments.allow_drift),
+        )
+    except workdir.LockedError as error:
+        print(f"anneal: {error}", file=sys.stderr)
+        return LOCKED
+    if result.metrics:
+        print(json.dumps({"step": result.step} | result.metrics))
+    return PREEMPTED if result.preempted else 0
+
+
+def evaluate(arguments: argparse.Namespace, _: list[str]) -> int:
+    """anneal evaluate"""
+    from research.evaluate import evaluate
+
+    a = arguments
+    print(json.dumps(evaluate(a.workdir, a.step, a.weights, a.split)))
+    return 0
+
+
+def generate(arguments: argparse.Namespace, _: list[str]) -> int:
+    """anneal generate"""
+    from research.generate import generate
+
+    a = arguments
+    prompts = [a.prompt] if a.prompt is not None else list(_read_prompts(a.input))
+    results = generate(
+        a.workdir,
+        prompts,
+        step=a.step,
+        weights=a.weights,
+        max_tokens=a.max_tokens,
+        temperature=a.temperature,
+        top_k=a.top_k,
+        top_p=a.top_p,
+        seed=a.seed,
+    )
+    first = next(results, None)  # bad input shows before an output file is touched
+    output = open(a.output, "w") if a.output else sys.stdout
+    for result in [first, *results] if first is not None else []:
+        print(json.dumps(result, ensure_ascii=False), file=output, flush=True)
+    if a.output:
+        output.close()
+    return 0
+
+
+def _read_prompts(file: str) -> Iterator[str]:
+    try:
+        lines = (sys.stdin if file == "-" else open(file)).readlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--input={file} cannot be read as text: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            prompt = json.loads(line)["prompt"]
+        except (ValueError, KeyError, TypeError):
+            prompt = None
+        if not isinstance(prompt, str):
+            raise InputError(f'{file}:{number} is not a JSON object like {{"prompt": "text"}}')
+        yield prompt
+
+
+def _keep_compilations() -> None:
+    """Compiled programs are kept between runs, so that the second start is fast."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = os.environ.get("ANNEAL_CACHE", os.path.expanduser("~/.cache/anneal"))
+        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""A config file -> checked, complete, frozen values.
+
+`load("configs/nlp/gpt.py:tiny", ["config.optim.lr.peak=3e-4"])` runs the file's `get_config`, applies
+the overrides, checks every key against the signature that will receive it, and fills in every
+default, so that config.json says all there is to know about a run.
+"""
+
+import importlib.util
+import inspect
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_collections
+import optax
+
+from research import lookup
+from research.arguments import Count, Fraction, InputError, Size, Text, check, complete, nearest
+
+# The installed tree: config files are found here when they are not below the current folder.
+ROOT = Path(__file__).resolve().parent.parent
+
+# Sections that name a file, and the folder the file is in.
+NAMED = {"model": "models", "task": "tasks", "data": "data"}
+# Sections that hold an ordered tuple of names, `chain`, and a section for each name.
+CHAINS = {"optim": "optim", "gradients": "gradients"}
+# Arguments that the program passes itself; a config does not set them.
+SUPPLIED = {
+    "model": ("precision",),
+    "task": (),
+    "data": ("split", "seed", "batch"),
+    "optim": (),
+    "gradients": ("grad_fn",),
+}
+# What may differ when a run is resumed: none of it changes the numbers a step computes.
+MAY_DIFFER = ("mesh", "log", "checkpoint", "data.workers")
+
+
+# A section of fixed keys is described like everything else: by a signature.
+def top(
+    steps: Count,
+    batch: Count,
+    model: dict,
+    task: dict,
+    data: dict,
+    optim: dict,
+    gradients: dict | None = None,
+    seed: Size = 0,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    ema: Fraction | None = None,
+    mesh: dict | None = None,
+    eval: dict | None = None,
+    checkpoint: dict | None = None,
+    log: dict | None = None,
+) -> None:
+    """The top level. `steps` = global batches; `batch` = examples in one, over all devices."""
+
+
+def mesh(
+    stage: Count = 1,
+    data: Count | None = None,  # None: all the devices that the other axes leave
+    fsdp: Count = 1,
+    seq: Count = 1,
+    tensor: Count = 1,
+    expert: Count = 1,
+    replicate: tuple = (),  # logical axes that may be replicated where they do not divide
+) -> None:
+    """Devices along each axis of the mesh."""
+
+
+def eval(every: Count | None = None, split: str = "validation", batch: Count | None = None) -> None:
+    """Steps between evaluations (None: at the end); `batch` None: the training batch."""
+
+
+def checkpoint(
+    every: Count | None = None,
+    keep: Count = 2,
+    keep_every: Count | None = None,
+    best: str | None = None,
+    best_mode: Literal["min", "max"] = "min",
+) -> None:
+    """Steps between saves (None: at the end); keeps the newest, every n-th and the best."""
+
+
+def log(every: Count = 10, tensorboard: bool = True, wandb: str | None = None) -> None:
+    """Steps between lines of metrics.jsonl; `wandb` names a Weights & Biases project."""
+
+
+FIXED = {"mesh": mesh, "eval": eval, "checkpoint": checkpoint, "log": log}
+
+
+def load(spec: str, overrides: Iterable[str] = ()) -> ml_collections.FrozenConfigDict:
+    """Returns the complete config of `FILE[:variant]` with `config.key=value` overrides.
+
+    Raises InputError for a missing file, an unknown variant or key, a wrong type or range.
+    """
+    file, _, variant = spec.partition(":")
+    path = next((p for p in (Path(file), ROOT / file) if p.is_file()), None)
+    if path is None:
+        known = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "configs").glob("*/*.py"))]
+        raise InputError(
+            f"--config={file} is not a file here or in the project{nearest(file, known)}"
+        )
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise InputError(
+            f"--config={file} has no function get_config(); add one that returns a dict"
+        )
+    given = {"variant": variant} if variant else {}
+    if variant and "variant" not in inspect.signature(module.get_config).parameters:
+        raise InputError(f"--config={spec}: {file} has no variants; leave out ':{variant}'")
+    values = ml_collections.ConfigDict(
+        module.get_config(**complete(module.get_config, given, f"--config={file}"))
+    ).to_dict()
+    for override in overrides:
+        _override(values, override)
+    return resolve(values)
+
+
+def resolve(values: dict) -> ml_collections.FrozenConfigDict:
+    """Checks `values` against the signatures they go to and adds the defaults of those."""
+    config = complete(top, values, "config")
+    for key, signature in FIXED.items():
+        config[key] = complete(signature, config[key] or {}, f"config.{key}")
+    for key, folder in NAMED.items():
+        section = dict(config[key])
+        if "name" not in section:
+            raise InputError(f"config.{key}.name is missing; it names a file in research/{folder}")
+        name = check(section.pop("name"), str, f"config.{key}.name")
+        make = lookup.find(folder, name)
+        config[key] = {"name": name} | complete(make, section, f"config.{key}", SUPPLIED[key])
+    for key, folder in CHAINS.items():
+        config[key] = _resolve_chain(key, folder, dict(config[key] or {}), config["steps"])
+    return ml_collections.FrozenConfigDict(config)
+
+
+def _resolve_chain(key: str, folder: str, section: dict, steps: int) -> dict:
+    chain = check(section.pop("chain", ()), tuple, f"config.{key}.chain")
+    for name in section:
+        if name not in chain:
+            raise InputError(
+                f"config.{key}.{name} is not in config.{key}.chain={chain}; add it there"
+            )
+    result: dict[str, Any] = {"chain": chain}
+    for name in chain:
+        make = lookup.find(folder, name, optax if folder == "optim" else None)
+        given = dict(section.get(name) or {})
+        result[name] = complete(make, given, f"config.{key}.{name}", SUPPLIED[key])
+        if (
+            result[name].get("steps", steps) is None
+        ):  # a schedule spans the run unless told otherwise
+            result[name]["steps"] = steps
+    return result
+
+
+def _override(values: dict, override: str) -> None:
+    path, equals, text = override.removeprefix("--").partition("=")
+    keys = path.split(".")
+    if not equals or keys[0] != "config" or len(keys) < 2:
+        raise InputError(f"override {override!r} is not of the form --config.key=value")
+    for depth, key in enumerate(keys[1:-1], start=2):
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise InputError(f"{'.'.join(keys[:depth])} is a value, so {path} cannot be set")
+    values[keys[-1]] = Text(text)
+
+
+def to_json(config: ml_collections.FrozenConfigDict) -> str:
+    """Returns the config as the text of config.json."""
+    return json.dumps(config.to_dict(), indent=2, default=list) + "\n"
+
+
+def from_json(text: str) -> ml_collections.FrozenConfigDict:
+    """Inverse of `to_json`: lists become the tuples they were."""
+
+    def freeze(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: freeze(item) for key, item in value.items()}
+        return tuple(freeze(item) for item in value) if isinstance(value, list) else value
+
+    return ml_collections.FrozenConfigDict(freeze(json.loads(text)))
+
+
+def drift(stored: ml_collections.FrozenConfigDict, wanted: ml_collections.FrozenConfigDict) -> dict:
+    """Returns {key: (stored, wanted)} of all that differs and may not when a run is resumed."""
+    old, new = _leaves(stored.to_dict()), _leaves(wanted.to_dict())
+    return {
+        key: (old.get(key, "absent"), new.get(key, "absent"))
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, "absent") != new.get(key, "absent")
+        and not any(key == free or key.startswith(free + ".") for free in MAY_DIFFER)
+    }
+
+
+def _leaves(values: dict, prefix: str = "") -> dict[str, Any]:
+    result = {}
+    for key, value in values.items():
+        nested = isinstance(value, dict)
+        result |= _leaves(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return result

@@ -1,0 +1,1 @@
+"""decode(model, variables, inputs, key, **config) -> predictions."""

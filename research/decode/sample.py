@@ -1,0 +1,99 @@
+"""Cached generation: greedy, temperature, top-k and top-p (nucleus, arXiv:1904.09751) sampling.
+
+Shape suffixes: b batch, p prompt length (padded), n new tokens, v vocabulary.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+class Progress(NamedTuple):
+    """What a step of generation hands to the next."""
+
+    count: Array
+    logits_bv: Array
+    tokens_bn: Array
+    done_b: Array
+    cache: Any
+
+
+def decode(
+    model: Any,
+    variables: dict,
+    inputs: dict[str, Array],
+    key: Array,
+    *,
+    max_tokens: int,
+    end: int,
+    temperature: Array | float = 1.0,
+    top_k: Array | int = 0,
+    top_p: Array | float = 1.0,
+) -> Array:
+    """Returns new tokens (b, n), `end` after the end of a text.
+
+    inputs: tokens (b, p), padded on the right with anything, and lengths (b,), each at least 1.
+    temperature 0 is greedy; top_k 0 and top_p 1 cut nothing. All three may be tracers.
+    """
+    prompt_bp, lengths_b = inputs["tokens"], inputs["lengths"]
+    batch, width = prompt_bp.shape
+    cache, _ = model.apply(variables, batch, width + max_tokens, method="empty_cache")
+
+    def logits_at(tokens: Array, positions: Array, cache: Any, last_b: Array) -> tuple[Array, Any]:
+        (hidden, cache), _ = model.apply(variables, tokens, positions, cache, method="decode_step")
+        hidden = jnp.take_along_axis(hidden, last_b[:, None, None], axis=1)
+        logits, _ = model.apply(variables, hidden, method="logits")
+        return logits[:, 0], cache
+
+    # The padding's keys land in slots behind a row's own text; each is overwritten by a new token
+    # before any query may see it.
+    positions = jnp.broadcast_to(jnp.arange(width), prompt_bp.shape)
+    logits, cache = logits_at(prompt_bp, positions, cache, lengths_b - 1)
+
+    def step(now: Progress) -> Progress:
+        token_b = sample(
+            now.logits_bv, jax.random.fold_in(key, now.count), temperature, top_k, top_p
+        )
+        token_b = jnp.where(now.done_b, end, token_b)
+        tokens_bn = now.tokens_bn.at[:, now.count].set(token_b)
+        position_b1 = (lengths_b + now.count)[:, None]
+        first = jnp.zeros_like(lengths_b)
+        logits_bv, cache = logits_at(token_b[:, None], position_b1, now.cache, first)
+        return Progress(now.count + 1, logits_bv, tokens_bn, now.done_b | (token_b == end), cache)
+
+    start = Progress(
+        count=jnp.zeros((), jnp.int32),
+        logits_bv=logits,
+        tokens_bn=jnp.full((batch, max_tokens), end, jnp.int32),
+        done_b=jnp.zeros(batch, bool),
+        cache=cache,
+    )
+    return jax.lax.while_loop(
+        lambda now: (now.count < max_tokens) & ~now.done_b.all(), step, start
+    ).tokens_bn
+
+
+def sample(
+    logits_bv: Array,
+    key: Array,
+    temperature: Array | float = 1.0,
+    top_k: Array | int = 0,
+    top_p: Array | float = 1.0,
+) -> Array:
+    """Draws one token a row. top-p keeps the smallest set of the likeliest tokens whose
+    probability reaches top_p (of what top_k left), and always the likeliest one."""
+    greedy_b = jnp.argmax(logits_bv, axis=-1)
+    scaled = logits_bv / jnp.where(temperature > 0, temperature, 1.0)
+    order = jnp.argsort(-scaled, axis=-1)
+    ranked = jnp.take_along_axis(scaled, order, axis=-1)
+    rank = jnp.arange(ranked.shape[-1])
+    ranked = jnp.where((rank < top_k) | (jnp.asarray(top_k) <= 0), ranked, -jnp.inf)
+    probability = jax.nn.softmax(ranked, axis=-1)
+    before = jnp.cumsum(probability, axis=-1) - probability
+    ranked = jnp.where((before < top_p) | (rank == 0), ranked, -jnp.inf)
+    drawn = jax.random.categorical(key, ranked, axis=-1)
+    sampled_b = jnp.take_along_axis(order, drawn[:, None], axis=-1)[:, 0]
+    return jnp.where(temperature > 0, sampled_b, greedy_b).astype(jnp.int32)

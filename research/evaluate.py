@@ -1,0 +1,62 @@
+"""A whole split through the evaluation step; sums add, so the padded last batch counts exactly."""
+
+from collections.abc import Callable, Iterable
+
+import jax
+
+from research import build, workdir
+from research.arguments import InputError
+from research.checkpoint import Checkpoints
+from research.data.source import Source
+from research.step import TrainState
+
+
+def evaluate_split(
+    run: build.Run, eval_step: Callable, variables: dict, source: Source
+) -> dict[str, float]:
+    """Returns the numbers of a whole split: each metric's sum over its weight, and the task's
+    report. `eval_step` is jitted; float64 sums on the host do not depend on the batch size."""
+    sums = [eval_step(variables, batch) for batch in build.batches(run, source)]
+    totals: dict[str, list[float]] = {}
+    for batch in jax.device_get(sums):
+        for name, pair in batch.items():
+            total = totals.setdefault(name, [0.0, 0.0])
+            total[0], total[1] = total[0] + float(pair[0]), total[1] + float(pair[1])
+    if not totals or totals["loss"][1] == 0:
+        raise InputError("the evaluation split is empty; check config.eval.split and the data")
+    means = {name: total / weight for name, (total, weight) in totals.items()}
+    return means | run.task.report({k: tuple(v) for k, v in totals.items()}, source.info)
+
+
+def evaluate(
+    folder: str, step: str = "latest", weights: str | None = None, split: str | None = None
+) -> dict[str, float]:
+    """Evaluates a checkpoint of a workdir; `step` is "latest", "best" or a number, `weights` "raw"
+    or "ema" (None: ema when the run kept one). Raises InputError for what is not there."""
+    config = workdir.existing_config(folder)
+    run = build.build(config, with_data=False)
+    source = build.make_source(config, split or config.eval.split)
+    with jax.set_mesh(run.mesh):
+        variables, number = restore_weights(folder, run, step, weights)
+        result = evaluate_split(run, jax.jit(run.eval_step), variables, source)
+    return {"step": number} | result
+
+
+def restore_weights(
+    folder: str, run: build.Run, step: str, weights: str | None
+) -> tuple[dict, int]:
+    """Returns `variables` of a checkpoint without reading its optimizer state, and its step."""
+    weights = weights or ("raw" if run.config.ema is None else "ema")
+    if weights == "ema" and run.config.ema is None:
+        raise InputError("--weights=ema, but this run kept no average (config.ema is None)")
+    fields: Iterable[str] = ("ema",) if weights == "ema" else ("params", "model_state")
+    best = (run.config.checkpoint.best, run.config.checkpoint.best_mode)
+    checkpoints = Checkpoints(f"{folder}/checkpoints", best=best if best[0] else None)
+    number = {"latest": checkpoints.latest(), "best": checkpoints.best()}.get(step, step)
+    if number is None or not str(number).isdecimal():
+        raise InputError(
+            f"--step={step}: {folder} has no such checkpoint; there are {checkpoints.steps()}"
+            + ("" if best[0] else " and config.checkpoint.best names no metric to judge by")
+        )
+    state: TrainState = checkpoints.restore(int(number), run.abstract, only=(*fields, "frozen"))
+    return build.weights(state, weights), int(number)

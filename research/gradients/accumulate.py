@@ -1,0 +1,49 @@
+"""Gradient accumulation: a batch in micro-batches, one after the other, in the memory of one.
+
+Sums of gradients, losses and weights add, so the result is exact for token weights however the
+tokens are spread over the micro-batches. Model state (batch statistics) of every micro-batch
+starts from the same old state and is averaged: momentum is applied once, to averaged moments.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from research.arguments import Count, InputError
+from research.gradients import Gradients
+from research.sharding import constrain
+
+
+def make(grad_fn: Callable, micro_batches: Count = 1) -> Callable:
+    """Returns a grad_fn that calls `grad_fn` on `micro_batches` equal parts and adds.
+
+    Raises InputError when the batch does not divide.
+    """
+
+    def split(leaf: jax.Array) -> jax.Array:
+        if leaf.shape[0] % micro_batches:
+            raise InputError(
+                f"a batch of {leaf.shape[0]} does not divide into "
+                f"config.gradients.accumulate.micro_batches={micro_batches}; use a multiple"
+            )
+        # Strided, not contiguous: every device keeps its own rows in every micro-batch.
+        return leaf.reshape(-1, micro_batches, *leaf.shape[1:]).swapaxes(0, 1)
+
+    def accumulated(state: Any, batch: dict, key: jax.Array) -> Gradients:
+        parts = jax.tree.map(split, batch)
+
+        def one(index: jax.Array) -> Gradients:
+            part = jax.tree.map(lambda leaf: constrain(leaf[index], "batch"), parts)
+            return grad_fn(state, part, jax.random.fold_in(key, index))
+
+        def add(total: Gradients, index: jax.Array) -> tuple[Gradients, None]:
+            return jax.tree.map(jnp.add, total, one(index)), None
+
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, 0))
+        total, _ = jax.lax.scan(add, zeros, jnp.arange(micro_batches))
+        mean = jax.tree.map(lambda leaf: leaf / micro_batches, total.model_state)
+        return total._replace(model_state=mean, grad_state=state.grad_state)
+
+    return accumulated

@@ -1,0 +1,33 @@
+"""The one matrix product through which the layers of every model contract, chosen by precision.
+
+    y_bthk = einsum("btd,dhk->bthk", x_btd, w_dhk, "bf16")
+
+bf16 keeps the parameters in float32 and casts both operands where they meet (arXiv:1905.12322).
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+Precision = Literal["fp32", "bf16"]
+
+
+def compute_dtype(precision: Precision) -> jnp.dtype:
+    """Returns the dtype of activations."""
+    return {"fp32": jnp.dtype(jnp.float32), "bf16": jnp.dtype(jnp.bfloat16)}[precision]
+
+
+def exactness(dtype: jnp.dtype) -> jax.lax.Precision:
+    """Returns what makes a float32 product one: unasked, TPUs round it to bfloat16, GPUs to TF32."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+
+
+def einsum(spec: str, x: jax.Array, w: jax.Array, precision: Precision) -> jax.Array:
+    """Returns jnp.einsum(spec, x, w) in `compute_dtype(precision)`, accumulated in float32.
+
+    No preferred_element_type: every backend accumulates a bfloat16 product in float32 and rounds it
+    once, while asking for a float32 result would make both products of the backward pass float32.
+    """
+    dtype = compute_dtype(precision)
+    return jnp.einsum(spec, x.astype(dtype), w.astype(dtype), precision=exactness(dtype))

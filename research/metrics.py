@@ -1,0 +1,190 @@
+"""Where the numbers of a run go: metrics.jsonl always, TensorBoard, W&B, a live line, a picture.
+
+    with Writer(workdir, total_steps=2000, resume_step=400) as writer:
+        writer.write(step, "train", {"loss": 1.98, "time/step": 0.12, "time/tokens_per_s": 12_300})
+        writer.flush()  # at each save
+
+A line of metrics.jsonl is {"step": n, "split": "train", name: number, ...}, sorted by name. Timings
+and memory are under "time/"; the rest is equal when a run is repeated. A number that is not finite is
+null and its name is listed under "nonfinite".
+"""
+
+import contextlib
+import datetime
+import importlib.util
+import io
+import json
+import math
+import tempfile
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+from etils import epath
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from research.arguments import InputError
+
+# What the live line shows of a training step, where it is known.
+SHOWN = {
+    "loss": "loss {:.4f}",
+    "learning_rate": "lr {:.1e}",
+    "time/tokens_per_s": "{:>9,.0f} tok/s",
+    "time/examples_per_s": "{:>9,.0f} examples/s",
+    "time/mfu_full": "mfu full {:.1%}",
+    "time/mfu_causal": "mfu causal {:.1%}",
+}
+
+
+class Writer:
+    """Writes the numbers of one run; on processes that are not `active` it does nothing.
+
+    What the run had written after `resume_step` is removed; 0 starts afresh. In a remote workdir the
+    files are written locally and copied there by `flush`. `wandb` names a project, where `config` is
+    shown; InputError if the package is missing.
+    """
+
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        total_steps: int,
+        resume_step: int = 0,
+        tensorboard: bool = True,
+        wandb: str | None = None,
+        config: dict | None = None,
+        active: bool = True,
+    ):
+        self.workdir, self.total_steps, self.active = epath.Path(workdir), total_steps, active
+        self._tensorboard = self._wandb = self._bar = None
+        self._closing = contextlib.ExitStack()  # closes in the opposite order
+        if not active:
+            return
+        if wandb is not None and importlib.util.find_spec("wandb") is None:
+            raise InputError(f"config.log.wandb={wandb!r} needs wandb; run pip install wandb")
+        self._local, path = self.workdir, self.workdir / "metrics.jsonl"
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        truncate(path, resume_step or -1)
+        if is_remote(path):
+            self._local = epath.Path(self._closing.enter_context(tempfile.TemporaryDirectory()))
+            path = path.copy(self._local / path.name)
+            self._closing.callback(self.flush)
+        self._lines = self._closing.enter_context(path.open("a"))
+        folder = str(self._local)
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._tensorboard = SummaryWriter(folder, purge_step=resume_step and resume_step + 1)
+            self._closing.callback(self._tensorboard.close)
+        if wandb is not None:
+            init = importlib.import_module("wandb").init
+            self._wandb = init(project=wandb, name=self.workdir.name, dir=folder, config=config)
+            self._closing.callback(self._wandb.finish)
+        if Console().is_terminal:
+            columns = BarColumn(), TextColumn("{task.fields[text]}")
+            # No refresh thread: the line changes when there is something new to show.
+            self._bar = self._closing.enter_context(Progress(*columns, auto_refresh=False))
+            self._task = self._bar.add_task("", total=total_steps, completed=resume_step, text="")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._closing.close()
+
+    def write(self, step: int, split: str, numbers: Mapping[str, Any]) -> None:
+        """Writes numbers (floats or 0-d arrays) everywhere; the remaining time shown is of steps
+        alone, from "time/step" in seconds: compilation, evaluation and saving do not count."""
+        if not self.active:
+            return
+        numbers = {name: np.asarray(numbers[name]).item() for name in sorted(numbers)}
+        bad = [name for name, number in numbers.items() if not math.isfinite(number)]
+        line = {"step": step, "split": split} | numbers | dict.fromkeys(bad)
+        self._lines.write(json.dumps(line | ({"nonfinite": bad} if bad else {})) + "\n")
+        self._lines.flush()
+        tagged = {f"{split}/{name}": number for name, number in numbers.items()}
+        if self._tensorboard:
+            for name, number in tagged.items():
+                self._tensorboard.add_scalar(name, number, step)
+        if self._wandb:
+            self._wandb.log(tagged, step=step)
+        text = progress_line(step, self.total_steps, split, numbers)
+        if self._bar and split == "train":
+            self._bar.update(self._task, completed=step, text=text, refresh=True)
+        else:
+            print(text, flush=True)  # above the bar, where there is one
+
+    def flush(self) -> None:
+        """Puts what was written in its place: TensorBoard's on disk, all in a remote workdir."""
+        if self._tensorboard:
+            self._tensorboard.flush()
+        if self.active and self._local != self.workdir:
+            for path in (path for path in self._local.iterdir() if path.is_file()):
+                path.copy(self.workdir / path.name, overwrite=True)
+
+
+def is_remote(path: epath.Path) -> bool:
+    """Tells whether a path is in an object store, where a file cannot be appended to."""
+    return "://" in str(path)
+
+
+def read(path: epath.PathLike) -> list[dict]:
+    """Returns the lines of a metrics.jsonl; a half-written one, from a kill, is left out."""
+    lines = []
+    for text in epath.Path(path).read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return lines
+
+
+def truncate(path: epath.PathLike, step: int) -> None:
+    """Removes lines after `step` and a half-written last one; makes an empty file of none."""
+    path = epath.Path(path)
+    lines = read(path) if path.exists() else []
+    new = path.with_name(path.name + ".new")
+    new.write_text("".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
+    new.replace(path)
+
+
+def progress_line(step: int, total: int, split: str, numbers: Mapping[str, float]) -> str:
+    """Returns `step   200/2000  loss 1.9823  lr 1.8e-03     12,345 tok/s  eta 0:01:23`."""
+    parts = [f"step {step:>{len(str(total))}}/{total}"]
+    if split != "train":
+        shown = [f"{name} {x:.4f}" for name, x in numbers.items() if not name.startswith("time/")]
+        return "  ".join([*parts, split, *shown])
+    parts += [form.format(numbers[name]) for name, form in SHOWN.items() if name in numbers]
+    if "time/step" in numbers:
+        left = datetime.timedelta(seconds=round((total - step) * numbers["time/step"]))
+        parts.append(f"eta {left}")
+    return "  ".join(parts)
+
+
+def draw_loss(jsonl: epath.PathLike, png: epath.PathLike) -> str | None:
+    """Draws training and evaluation loss over steps; returns None, or why nothing was drawn."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return f"no {epath.Path(png).name}: matplotlib is missing; pip install 'anneal[nlp]'"
+    curves: dict[str, list] = {}
+    for line in read(jsonl):
+        if line.get("loss") is not None:
+            curves.setdefault(line["split"], []).append((line["step"], line["loss"]))
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for split, points in curves.items():
+        steps, loss = np.array(points).T
+        name, marker = split, "o"
+        if split == "train":
+            axes.plot(steps, loss, color="tab:blue", alpha=0.3, linewidth=0.8)
+            window = np.ones(min(len(loss), max(3, len(loss) // 20)))
+            counts = np.convolve(np.ones_like(loss), window, "same")
+            loss, name, marker = np.convolve(loss, window, "same") / counts, "train, smoothed", ""
+        axes.plot(steps, loss, marker=marker, label=f"{name}: {loss[-1]:.3f}")
+    axes.set(xlabel="step", ylabel="loss")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    epath.Path(png).write_bytes(picture.getvalue())
+    return None

@@ -1,0 +1,238 @@
+"""GPT: the decoder-only transformer, in the shape of GPT-2 and of Llama (arXiv:2302.13971).
+
+    model = make(vocab_size=50_257, num_layers=12, num_heads=12, width=768, context=1024)
+    logits_btv, _ = model.apply(model.init(key), tokens_bt)
+
+The Llama shape: norm="rmsnorm", positions="rotary", mlp="swiglu", bias=False, num_kv_heads=8.
+Layers are scanned: their parameters are stacked on a first axis named "layers".
+Shape suffixes: as in layers.py, and v vocabulary (padded to a multiple of 128).
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from research.arguments import Count, Fraction, InputError, Positive
+from research.kernels.matmul import compute_dtype, einsum
+from research.models.functional import Model, functional
+from research.models.layers import MLP, Attention, Norm, NormKind, constant, dropout, param, rotary
+from research.sharding import constrain
+
+Array = jax.Array
+Cache = dict[str, Array]
+POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def make(
+    vocab_size: Count | None = None,
+    context: Count | None = None,
+    num_layers: Count = 12,
+    num_heads: Count = 12,
+    num_kv_heads: Count | None = None,
+    width: Count = 768,
+    mlp_width: Count | None = None,
+    norm: NormKind = "layernorm",
+    norm_epsilon: Positive = 1e-5,
+    positions: Literal["learned", "rotary"] = "learned",
+    rope_theta: Positive = 10_000.0,
+    mlp: Literal["gelu", "swiglu"] = "gelu",
+    bias: bool = True,
+    tie_embeddings: bool = True,
+    dropout: Fraction = 0.0,
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto",
+    window: Count | None = None,
+    remat: Literal["none", "full", "dots"] = "none",
+    scan: bool = True,
+    unroll: Count = 1,
+    *,
+    precision: Literal["fp32", "bf16"] = "fp32",
+) -> Model:
+    """Returns the model. vocab_size and context None: what the data says. num_kv_heads None: one
+    for each query head; mlp_width None: 4 x width, for SwiGLU 8/3 x width in multiples of 64.
+
+    Raises InputError when the heads do not divide the width or each other.
+    """
+    arguments = dict(locals())
+    num_kv_heads = num_kv_heads or num_heads
+    if vocab_size is None or context is None:
+        raise InputError("gpt needs vocab_size and context, or data that decides them")
+    if width % num_heads:
+        raise InputError(f"width={width} does not divide into num_heads={num_heads} heads")
+    if num_heads % num_kv_heads:
+        raise InputError(f"num_heads={num_heads} is not a multiple of num_kv_heads={num_kv_heads}")
+    if positions == "rotary" and width // num_heads % 2:
+        raise InputError(f"rotary positions need an even head size, not {width // num_heads}")
+    gated = -(-width * 8 // 3 // 64) * 64
+    arguments |= dict(
+        num_kv_heads=num_kv_heads,
+        mlp_width=mlp_width or (gated if mlp == "swiglu" else 4 * width),
+    )
+    return functional(lambda rngs: GPT(**arguments, rngs=rngs))
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and feed-forward with residual connections."""
+
+    def __init__(self, arguments: dict[str, Any], rngs: nnx.Rngs) -> None:
+        a = arguments
+        # GPT-2: the projections into the residual stream start smaller the more of them there are.
+        out_std = 0.02 / (2 * a["num_layers"]) ** 0.5
+        shared = dict(bias=a["bias"], out_std=out_std, precision=a["precision"], rngs=rngs)
+        self.rate = a["dropout"]
+        self.norm1 = Norm(a["width"], a["norm"], a["bias"], a["norm_epsilon"])
+        self.attention = Attention(
+            a["width"],
+            a["num_heads"],
+            a["num_kv_heads"],
+            backend=a["attention"],
+            window=a["window"],
+            **shared,
+        )
+        self.norm2 = Norm(a["width"], a["norm"], a["bias"], a["norm_epsilon"])
+        self.mlp = MLP(a["width"], a["mlp_width"], kind=a["mlp"], **shared)
+
+    def __call__(
+        self, x_btd: Array, key: Array | None, cache: Cache | None, **attention: Any
+    ) -> tuple[Array, Cache | None]:
+        keys = (None, None) if key is None else jax.random.split(key)
+        y, cache = self.attention(self.norm1(x_btd), cache=cache, **attention)
+        x_btd = x_btd + dropout(y, self.rate, keys[0])
+        x_btd = x_btd + dropout(self.mlp(self.norm2(x_btd)), self.rate, keys[1])
+        return constrain(x_btd, "batch", "sequence", None), cache
+
+
+class GPT(nnx.Module):
+    """Methods: __call__ (logits), encode (hidden states and head); for generation empty_cache,
+    decode_step and logits."""
+
+    def __init__(self, *, rngs: nnx.Rngs, **arguments: Any) -> None:
+        self.arguments = nnx.static(arguments) if hasattr(nnx, "static") else arguments
+        a = arguments
+        padded = -(-a["vocab_size"] // 128) * 128
+        self.dtype = compute_dtype(a["precision"])
+        self.embed = param(rngs, (padded, a["width"]), ("vocab", "embed"), 0.02)
+        if a["positions"] == "learned":
+            self.positions = param(rngs, (a["context"], a["width"]), ("positions", "embed"), 0.02)
+        keys = jax.random.split(rngs.params(), a["num_layers"])
+        if a["scan"]:
+            stack = nnx.vmap(
+                lambda key: Block(arguments, nnx.Rngs(key)),
+                transform_metadata={nnx.PARTITION_NAME: "layers"},
+            )
+            self.layers = stack(keys)
+        else:
+            self.layers = nnx.List([Block(arguments, nnx.Rngs(key)) for key in keys])
+        self.norm = Norm(a["width"], a["norm"], a["bias"], a["norm_epsilon"])
+        if not a["tie_embeddings"]:
+            self.head = param(rngs, (a["width"], padded), ("embed", "vocab"), 0.02)
+
+    def __call__(
+        self,
+        tokens_bt: Array,
+        segments_bt: Array | None = None,
+        positions_bt: Array | None = None,
+        *,
+        key: Array | None = None,
+        train: bool = False,
+    ) -> Array:
+        """Returns float32 logits (b, t, v); those of the vocabulary's padding are -inf."""
+        hidden, _ = self.encode(tokens_bt, segments_bt, positions_bt, key=key, train=train)
+        return self.logits(hidden)
+
+    def encode(
+        self,
+        tokens_bt: Array,
+        segments_bt: Array | None = None,
+        positions_bt: Array | None = None,
+        *,
+        key: Array | None = None,
+        train: bool = False,
+    ) -> tuple[Array, Array]:
+        """Returns the last hidden states (b, t, d) and the head (d, v), for losses that never
+        hold all logits. `segments_bt` keeps packed documents apart (0 is padding); their
+        `positions_bt` restart."""
+        hidden, _ = self._run(tokens_bt, segments_bt, positions_bt, None, key if train else None)
+        return hidden, self._head()
+
+    def empty_cache(
+        self, batch: int, length: int, *, key: Any = None, train: bool = False
+    ) -> Cache:
+        """Returns zero keys and values (layers, b, length, g, k)."""
+        a = self.arguments
+        shape = (
+            a["num_layers"], batch, length, a["num_kv_heads"], a["width"] // a["num_heads"]
+        )  # fmt: skip
+        return {name: jnp.zeros(shape, self.dtype) for name in ("k", "v")}
+
+    def decode_step(
+        self,
+        tokens_bt: Array,
+        positions_bt: Array,
+        cache: Cache,
+        *,
+        key: Array | None = None,
+        train: bool = False,
+    ) -> tuple[Array, Cache]:
+        """Writes `tokens_bt` into the cache at `positions_bt` and returns their hidden states
+        (b, t, d) for `logits`; serves the prompt (t > 1) and each new token (t = 1)."""
+        return self._run(tokens_bt, None, positions_bt, cache, None)
+
+    def logits(self, hidden_btd: Array, *, key: Any = None, train: bool = False) -> Array:
+        """Returns float32 logits (b, t, v); those of the vocabulary's padding are -inf."""
+        a = self.arguments
+        logits = einsum("btd,dv->btv", hidden_btd, self._head(), a["precision"])
+        logits = constrain(logits.astype(jnp.float32), "batch", "sequence", "vocab")
+        return jnp.where(jnp.arange(logits.shape[-1]) < a["vocab_size"], logits, -jnp.inf)
+
+    def _run(
+        self,
+        tokens_bt: Array,
+        segments_bt: Array | None,
+        positions_bt: Array | None,
+        cache: Cache | None,
+        key: Array | None,
+    ) -> tuple[Array, Cache | None]:
+        a = self.arguments
+        if positions_bt is None:
+            positions_bt = jnp.broadcast_to(jnp.arange(tokens_bt.shape[1]), tokens_bt.shape)
+        # The gather needs whole rows: without the constraint a table sharded over both axes is
+        # rematerialised in full on every device.
+        x = constrain(self.embed[...].astype(self.dtype), "vocab", None)[tokens_bt]
+        cos_sin = None
+        if a["positions"] == "learned":
+            table = constrain(self.positions[...].astype(self.dtype), None, None)
+            x = x + table[positions_bt]
+        else:
+            cos_sin = rotary(positions_bt, a["width"] // a["num_heads"], a["rope_theta"])
+        keys = None if key is None else jax.random.split(key, a["num_layers"] + 1)
+        x = dropout(x, a["dropout"], None if keys is None else keys[-1])
+        x = constrain(x, "batch", "sequence", None)
+        call = dict(segments_bt=segments_bt, positions_bt=positions_bt, cos_sin=cos_sin)
+        graphdef, params = nnx.split(self.layers if a["scan"] else self.layers[0])
+
+        def body(x: Array, layer: tuple[Any, Any, Any]) -> tuple[Array, Any]:
+            params, key, cache = layer
+            return nnx.merge(graphdef, params)(x, key, cache, **call)
+
+        if a["remat"] != "none":
+            body = jax.checkpoint(body, policy=POLICIES[a["remat"]], prevent_cse=not a["scan"])
+        layer_keys = None if keys is None else keys[:-1]
+        if a["scan"]:
+            x, cache = jax.lax.scan(body, x, (params, layer_keys, cache), unroll=a["unroll"])
+        else:
+            take = lambda tree, i: jax.tree.map(lambda leaf: leaf[i], tree)  # noqa: E731
+            caches = []
+            for i, layer in enumerate(self.layers):
+                x, new = body(x, (nnx.split(layer)[1], take(layer_keys, i), take(cache, i)))
+                caches.append(new)
+            cache = jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
+        return self.norm(x), cache
+
+    def _head(self) -> Array:
+        """The head (d, v): the transposed embedding when tied."""
+        return self.embed[...].T if self.arguments["tie_embeddings"] else self.head[...]

@@ -1,0 +1,1 @@
+"""make(**config) -> optax.GradientTransformation; names not found here are optax's own."""

@@ -1,0 +1,25 @@
+"""Decoupled weight decay (arXiv:1711.05101) by rules over parameter paths."""
+
+import jax
+import optax
+
+from research.arguments import InputError, NonNegative
+from research.tree import rule_values
+
+
+def make(rate: NonNegative = 0.1, rules: tuple = ()) -> optax.GradientTransformation:
+    """Adds rate x multiplier x parameter to the update, before `lr` scales it.
+
+    `rules` is an ordered tuple of (regex over the path, multiplier); no match means 1. Layers are
+    addressed as `layers/3/attention/q`, scanned or not.
+    """
+    for rule in rules:
+        if len(rule) != 2 or not isinstance(rule[0], str) or isinstance(rule[1], str):
+            raise InputError(f"decay.rules holds {rule!r}; expected (regex, multiplier)")
+
+    def update(updates: optax.Updates, state: optax.EmptyState, params: optax.Params) -> tuple:
+        multipliers = rule_values(rules, params, 1.0)
+        add = lambda u, p, m: u + (rate * m * p).astype(u.dtype)  # noqa: E731
+        return jax.tree.map(add, updates, params, multipliers), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

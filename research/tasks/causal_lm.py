@@ -1,0 +1,44 @@
+"""Causal language modelling: predict each next token.
+
+A batch holds tokens, targets (b, t), weight (b, t), and for packed documents segments and positions.
+"""
+
+import math
+from typing import Any
+
+import jax
+
+from research.arguments import Count, InputError
+from research.kernels.cross_entropy import cross_entropy
+from research.tasks import Aux, Task
+
+
+def make(vocab_size: Count | None = None, chunk: Count = 256) -> Task:
+    """Returns the task; `chunk` positions of logits are held at a time, for every example of a
+    device. `vocab_size` None: what the data says."""
+    if vocab_size is None:
+        raise InputError("causal_lm needs vocab_size, or data that decides it")
+
+    def loss(
+        model: Any, variables: dict, batch: dict, key: jax.Array | None, train: bool
+    ) -> tuple[tuple[jax.Array, jax.Array], Aux]:
+        inputs = (batch["tokens"], batch.get("segments"), batch.get("positions"))
+        (hidden, head), model_state = model.apply(
+            variables, *inputs, method="encode", key=key, train=train
+        )
+        total, correct = cross_entropy(
+            hidden, head, batch["targets"], batch["weight"], vocab_size=vocab_size, chunk=chunk
+        )
+        weight = batch["weight"].sum()
+        return (total, weight), Aux(model_state, {"accuracy": (correct, weight)})
+
+    return Task(loss, report)
+
+
+def report(totals: dict[str, tuple[float, float]], info: dict) -> dict[str, float]:
+    """Returns perplexity, and bits per byte where the data says how many bytes of text it holds."""
+    nats, tokens = totals["loss"]
+    result = {"perplexity": math.exp(min(nats / tokens, 700.0))}
+    if info.get("num_bytes"):
+        result["bits_per_byte"] = nats / math.log(2) / info["num_bytes"]
+    return result
