@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from research import lookup, sharding, tree
+from research import flops, lookup, sharding, tree
 from research.data.source import Source, prefetch
 from research.gradients import plain
 from research.models.functional import Model
@@ -151,6 +151,23 @@ def weights(state: TrainState, kind: str) -> dict:
     """Returns `variables` for the model: "raw" or "ema" weights."""
     chosen = {"params": state.params, "model_state": state.model_state}
     return (state.ema if kind == "ema" else chosen) | {"frozen": state.frozen}
+
+
+def work_and_peak(run: Run) -> tuple[dict[str, float], float | None]:
+    """Returns the model FLOPs of a training step in both attention conventions, "full" and
+    "causal" (which counts half of the attention products), and the peak FLOP/s of all devices,
+    ({}, None) where the peak is unknown."""
+    peak = flops.peak(run.mesh.devices.flat[0])
+    if peak is None:
+        return {}, None
+    config = arguments(run.config.model)
+    if "attention" in config:  # the products inside a fused kernel cannot be counted
+        config["attention"] = "xla"
+    model = lookup.find("models", run.config.model.name)(**config, precision=run.config.precision)
+    step = make_eval_step(model, run.task)
+    variables = weights(run.abstract, "raw")
+    full, causal = flops.training_flops(flops.count(step, variables, run.source.spec))
+    return {"full": full, "causal": causal}, peak * run.mesh.size
 
 
 def describe(run: Run) -> str:

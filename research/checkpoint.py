@@ -4,9 +4,9 @@
     checkpoints.save(step, state, metrics={"eval/loss": 1.9}, extra={"data": fingerprint})
     state = checkpoints.restore(checkpoints.latest(), abstract_state)
 
-orbax copies, writes, commits and reads the arrays. Its manager is not used: there a NaN metric evicts
-the best step, a changed dtype is cast silently, a changed shape is reported without its parameter,
-and the remains of killed saves stay. A step is one folder: `state/` holds every leaf under its path,
+orbax copies, writes, commits and reads the arrays. Its manager is not used: with it a NaN metric
+evicts the best step, a changed dtype is cast silently, a changed shape is reported without a name,
+and the remains of killed saves stay. A step is one folder: `state/` holds each leaf under its path,
 `notes/metadata` is JSON, and COMMITTED is written last: without it there is no checkpoint.
 """
 
@@ -42,9 +42,7 @@ class Checkpoints:
         keep_every: int | None = None,
         best: tuple[str, str] | None = None,
     ):
-        self.folder = epath.Path(
-            folder
-        ).absolute()  # orbax refuses a relative one at the first save
+        self.folder = epath.Path(folder).absolute()  # orbax refuses a relative one, at the save
         self.keep, self.keep_every, self.best_metric = keep, keep_every, best
         mode = ocp.options.FileOptions(path_permission_mode=0o750)
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), file_options=mode)
@@ -61,21 +59,27 @@ class Checkpoints:
         already there is not written again. `metrics` are numbers to judge the step by, `extra` is
         anything JSON; `notes` returns both.
         """
-        self._join()
+        self.wait()
         self._prune()
         if step in self.steps():
             return
         leaves = tree.flatten(state)
         numbers = {name: float(x) for name, x in (metrics or {}).items() if math.isfinite(x)}
-        described = {path: _describe(leaf) for path, leaf in leaves.items()}
-        notes = {"step": step, "metrics": numbers, "extra": extra or {}, "leaves": described}
+        notes = {"step": step, "metrics": numbers, "extra": extra or {}}
+        notes["leaves"] = {path: _describe(leaf) for path, leaf in leaves.items()}
         items = {"state": ocp.args.PyTreeSave(leaves), "notes": ocp.args.JsonSave(notes)}
         self._pending = step
         self._orbax.save(self.folder / str(step), args=ocp.args.Composite(**items))
 
     def wait(self) -> None:
         """Returns when the last save is on disk and old steps are gone; OSError if it failed."""
-        if self._join():
+        step, self._pending = self._pending, None
+        try:
+            self._orbax.wait_until_finished()
+        except Exception as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise OSError(f"{self.folder / str(step)} was not saved: {reason}") from error
+        if step is not None:
             self._prune()
 
     def close(self) -> None:
@@ -103,7 +107,7 @@ class Checkpoints:
         return (min if mode == "min" else max)(values, key=values.get, default=None)
 
     def notes(self, step: int) -> dict:
-        """Returns what lies beside the arrays: step, metrics, extra, leaves; InputError if absent."""
+        """Returns what is beside the arrays: step, metrics, extra, leaves; InputError if absent."""
         if step not in self._notes:
             if step not in self.steps():
                 there = ", ".join(map(str, self.steps())) or "none"
@@ -125,24 +129,12 @@ class Checkpoints:
             for leaves in (self.notes(step)["leaves"], tree.flatten(abstract))
         )
         _refuse_mismatch(stored, wanted, self.folder / str(step))
-        arguments = ocp.args.PyTreeRestore(
-            item=wanted,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-            partial_restore=True,
-        )
-        arguments = ocp.args.Composite(state=arguments)
-        leaves = self._orbax.restore(self.folder / str(step), args=arguments).state
+        placed = ocp.checkpoint_utils.construct_restore_args(wanted)
+        items = {"state": ocp.args.PyTreeRestore(wanted, placed, partial_restore=True)}
+        leaves = self._orbax.restore(
+            self.folder / str(step), args=ocp.args.Composite(**items)
+        ).state
         return tree.map_named(lambda path, _: leaves.get(path), abstract)
-
-    def _join(self) -> bool:
-        """Waits for the save under way; tells whether there was one."""
-        step, self._pending = self._pending, None
-        try:
-            self._orbax.wait_until_finished()
-        except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise OSError(f"{self.folder / str(step)} was not saved: {reason}") from error
-        return step is not None
 
     def _prune(self) -> None:
         """Deletes steps that need not be kept, and what killed or failed saves left behind."""
@@ -153,10 +145,9 @@ class Checkpoints:
         kept |= {step for step in steps if self.keep_every and step % self.keep_every == 0}
         is_local = "://" not in str(self.folder)
         for path in [self.folder / str(step) for step in steps if step not in kept]:
-            # One move makes the step invisible: a kill never leaves half of one listed.
-            if is_local:
+            if is_local:  # invisible in one move: a kill never leaves half a step listed
                 path.rename(path.with_name(path.name + ".deleted"))
-            else:  # nothing can be renamed there
+            else:  # an object store cannot rename
                 (path / COMMITTED).unlink()
         visible = {str(step) for step in self.steps()}
         for path in self.folder.glob("*"):

@@ -1,10 +1,9 @@
-"""Floating-point operations of a function, counted from its jaxpr, and the peaks they compare to.
+"""Floating-point operations of a function, counted from its jaxpr, and the peaks of devices.
 
-    flops = count(loss, abstract_variables, abstract_batch)
-    full, causal = training_flops(flops)              # model FLOPs of one training step
+    full, causal = training_flops(count(loss, abstract_variables, abstract_batch))
 
 Only matrix products and convolutions count, as in published utilisation (MFU, arXiv:2204.02311).
-XLA's own cost analysis counts the body of a loop once, and a Pallas kernel not at all.
+XLA's own cost analysis counts the body of a loop once and a Pallas kernel not at all.
 """
 
 import math
@@ -14,8 +13,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-# Dense bfloat16 peak in FLOP/s of one jax device, by a part of its device_kind; the first that
-# occurs holds. Sources: the vendors' data sheets.
+# Dense bfloat16 peak in FLOP/s of one jax device (vendors' data sheets), by a part of its
+# device_kind; the first name that occurs in it holds.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -34,76 +33,66 @@ class Flops(NamedTuple):
     total: int
     attention: int  # those inside jax.named_scope("attention")
 
-    def __add__(self, other: "Flops") -> "Flops":
-        return Flops(self.total + other.total, self.attention + other.attention)
-
-    def times(self, repeats: int) -> "Flops":
-        return Flops(self.total * repeats, self.attention * repeats)
-
 
 def count(function: Callable, *abstract_args: Any) -> Flops:
     """Returns the FLOPs of one call over all devices; arguments may be jax.ShapeDtypeStructs.
 
-    A scan counts its length times, a cond its dearest branch, a while loop its body once (its
-    length is unknown), a Pallas kernel its body for each cell of its grid, a shard_map its body on
-    each device.
+    A scan counts length times, a cond its dearest branch, a while loop its body once (its length is
+    unknown), a shard_map on each device, a Pallas kernel for each cell of its grid.
     """
-    return _of(jax.make_jaxpr(function)(*abstract_args).jaxpr, False)
+    return _total(jax.make_jaxpr(function)(*abstract_args).jaxpr, False)
 
 
 def training_flops(forward: Flops) -> tuple[int, int]:
-    """Returns (full, causal): three forward passes, counting all attention products or half.
+    """Returns (full, causal): three forward passes, with all attention products or half of them.
 
-    Published utilisation uses either, so print both; recomputation counts in neither.
+    Published utilisation uses either, so print both, named. Recomputation counts in neither.
     """
     return 3 * forward.total, 3 * forward.total - 3 * forward.attention // 2
 
 
 def peak(device: jax.Device) -> float | None:
-    """Returns the bfloat16 peak of a device in FLOP/s, or None if it is not in the table."""
+    """Returns the bfloat16 peak of a device in FLOP/s, or None if the table does not know it."""
     return next((v for name, v in PEAK_FLOPS.items() if name in device.device_kind), None)
 
 
-def _of(jaxpr: Any, in_attention: bool) -> Flops:
-    flops = Flops(0, 0)
+def _total(jaxpr: Any, in_attention: bool) -> Flops:
+    total = attention = 0
     for eqn in jaxpr.eqns:
-        # Inside a loop or a jit the stack starts anew, so the scope is handed down. It can read
-        # "attention", "layer/attention" or "jvp(attention)".
+        # A loop or jit starts a new stack, so the scope is handed down. It may read "attention",
+        # "layer/attention" or "jvp(attention)".
         scopes = re.split(r"[/()]", str(eqn.source_info.name_stack))
         inside = in_attention or "attention" in scopes
-        own = _own(eqn)
-        parts = [_of(inner, inside) for inner in _inner(eqn)]
+        parts = [_total(jaxpr, inside) for jaxpr in _jaxprs(eqn)]
         if eqn.primitive.name == "cond":
             parts = [max(parts)]
-        flops += Flops(own, own if inside else 0)
-        flops += sum(parts, Flops(0, 0)).times(_repeats(eqn))
-    return flops
+        own = _own(eqn)
+        total += own + _repeats(eqn) * sum(part.total for part in parts)
+        attention += own * inside + _repeats(eqn) * sum(part.attention for part in parts)
+    return Flops(total, attention)
 
 
 def _own(eqn: Any) -> int:
-    """Returns the FLOPs of an operation that contains no other."""
+    """Returns the FLOPs of an operation itself."""
     name, shapes = (
         eqn.primitive.name,
-        [getattr(x.aval, "shape", ()) for x in eqn.invars],
+        [x.aval.shape for x in eqn.invars if hasattr(x.aval, "shape")],
     )
+    outputs = math.prod(getattr(eqn.outvars[0].aval, "shape", ())) if eqn.outvars else 0
     if name == "dot_general":
         (contracted, _), _ = eqn.params["dimension_numbers"]
-        return (
-            2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shapes[0][i] for i in contracted)
-        )
+        return 2 * outputs * math.prod(shapes[0][axis] for axis in contracted)
     if name == "conv_general_dilated":
-        _, inputs, *window = eqn.params["dimension_numbers"].rhs_spec
-        taps = math.prod(shapes[1][i] for i in (inputs, *window))
+        taps = math.prod(shapes[1][i] for i in eqn.params["dimension_numbers"].rhs_spec[1:])
         # A dilated input is mostly zeros: a transposed convolution costs what its forward does.
-        zeros = math.prod(eqn.params["lhs_dilation"])
-        return 2 * math.prod(eqn.outvars[0].aval.shape) * taps // zeros
+        return 2 * outputs * taps // math.prod(eqn.params["lhs_dilation"])
     if name.startswith("dot_product_attention_fwd"):  # cuDNN: q (b, t, h, d), k (b, s, k, d)
         return 4 * math.prod(shapes[0]) * shapes[1][1]
     return 0
 
 
-def _inner(eqn: Any) -> Iterator[Any]:
-    """Yields the jaxprs among the parameters: of scan, jit, remat, custom_vjp, shard_map, ..."""
+def _jaxprs(eqn: Any) -> Iterator[Any]:
+    """Yields the bodies among the parameters of scan, jit, remat, custom_vjp, shard_map, ..."""
     for value in eqn.params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             item = getattr(item, "jaxpr", item)
@@ -112,11 +101,11 @@ def _inner(eqn: Any) -> Iterator[Any]:
 
 
 def _repeats(eqn: Any) -> int:
-    name = eqn.primitive.name
+    name, params = eqn.primitive.name, eqn.params
     if name == "scan":
-        return eqn.params["length"]
+        return params["length"]
     if name == "pallas_call":
-        return math.prod(eqn.params["grid_mapping"].grid)
+        return math.prod(params["grid_mapping"].grid)
     if name == "shard_map":
-        return math.prod(eqn.params["mesh"].shape[a] for a in eqn.params["newly_manual_axes"])
+        return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
     return 1

@@ -4,15 +4,14 @@
         writer.write(step, "train", {"loss": 1.98, "time/step": 0.12, "time/tokens_per_s": 12_300})
         writer.flush()  # at each save
 
-A line of metrics.jsonl is {"step": n, "split": "train", name: number, ...}, sorted by name. Timings
-and memory are under "time/"; the rest is equal when a run is repeated. A number that is not finite is
-null and its name is listed under "nonfinite".
+A line of metrics.jsonl is {"step": n, "split": "train", name: number, ...}, sorted by name. What is
+not under "time/" is equal when a run is repeated. A number that is not finite is null, and its name
+is listed under "nonfinite".
 """
 
 import contextlib
 import datetime
 import importlib.util
-import io
 import json
 import math
 import tempfile
@@ -23,6 +22,7 @@ import numpy as np
 from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from tensorboardX import SummaryWriter
 
 from research.arguments import InputError
 
@@ -40,9 +40,9 @@ SHOWN = {
 class Writer:
     """Writes the numbers of one run; on processes that are not `active` it does nothing.
 
-    What the run had written after `resume_step` is removed; 0 starts afresh. In a remote workdir the
-    files are written locally and copied there by `flush`. `wandb` names a project, where `config` is
-    shown; InputError if the package is missing.
+    What the run had written after `resume_step` is removed; 0 starts afresh. In a remote workdir
+    files are written locally and copied there by `flush`. `wandb` names a project, which shows
+    `config`; InputError if the package is missing.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class Writer:
         self.workdir, self.total_steps, self.active = epath.Path(workdir), total_steps, active
         self._tensorboard = self._wandb = self._bar = None
         self._closing = contextlib.ExitStack()  # closes in the opposite order
+        self._local, path = self.workdir, self.workdir / "metrics.jsonl"
         if not active:
             return
         if wandb is not None and importlib.util.find_spec("wandb") is None:
             raise InputError(f"config.log.wandb={wandb!r} needs wandb; run pip install wandb")
-        self._local, path = self.workdir, self.workdir / "metrics.jsonl"
         self.workdir.mkdir(parents=True, exist_ok=True)
         truncate(path, resume_step or -1)
         if is_remote(path):
@@ -72,9 +72,9 @@ class Writer:
         self._lines = self._closing.enter_context(path.open("a"))
         folder = str(self._local)
         if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._tensorboard = SummaryWriter(folder, purge_step=resume_step and resume_step + 1)
+            # purge_step hides what is redone; two starts in one second would share a file name.
+            purge, suffix = resume_step and resume_step + 1, f".{resume_step}"
+            self._tensorboard = SummaryWriter(folder, purge_step=purge, filename_suffix=suffix)
             self._closing.callback(self._tensorboard.close)
         if wandb is not None:
             init = importlib.import_module("wandb").init
@@ -102,12 +102,11 @@ class Writer:
         line = {"step": step, "split": split} | numbers | dict.fromkeys(bad)
         self._lines.write(json.dumps(line | ({"nonfinite": bad} if bad else {})) + "\n")
         self._lines.flush()
-        tagged = {f"{split}/{name}": number for name, number in numbers.items()}
         if self._tensorboard:
-            for name, number in tagged.items():
-                self._tensorboard.add_scalar(name, number, step)
+            for name, number in numbers.items():
+                self._tensorboard.add_scalar(f"{split}/{name}", number, step)
         if self._wandb:
-            self._wandb.log(tagged, step=step)
+            self._wandb.log({f"{split}/{name}": x for name, x in numbers.items()}, step=step)
         text = progress_line(step, self.total_steps, split, numbers)
         if self._bar and split == "train":
             self._bar.update(self._task, completed=step, text=text, refresh=True)
@@ -115,12 +114,12 @@ class Writer:
             print(text, flush=True)  # above the bar, where there is one
 
     def flush(self) -> None:
-        """Puts what was written in its place: TensorBoard's on disk, all in a remote workdir."""
+        """Copies the files to a remote workdir; TensorBoard's last numbers may follow later."""
         if self._tensorboard:
             self._tensorboard.flush()
-        if self.active and self._local != self.workdir:
-            for path in (path for path in self._local.iterdir() if path.is_file()):
-                path.copy(self.workdir / path.name, overwrite=True)
+        files = self._local.iterdir() if self._local != self.workdir else ()
+        for path in (path for path in files if path.is_file()):
+            path.copy(self.workdir / path.name, overwrite=True)
 
 
 def is_remote(path: epath.Path) -> bool:
@@ -130,11 +129,8 @@ def is_remote(path: epath.Path) -> bool:
 
 def read(path: epath.PathLike) -> list[dict]:
     """Returns the lines of a metrics.jsonl; a half-written one, from a kill, is left out."""
-    lines = []
-    for text in epath.Path(path).read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            lines.append(json.loads(text))
-    return lines
+    lines = epath.Path(path).read_text().splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def truncate(path: epath.PathLike, step: int) -> None:
@@ -154,8 +150,8 @@ def progress_line(step: int, total: int, split: str, numbers: Mapping[str, float
         return "  ".join([*parts, split, *shown])
     parts += [form.format(numbers[name]) for name, form in SHOWN.items() if name in numbers]
     if "time/step" in numbers:
-        left = datetime.timedelta(seconds=round((total - step) * numbers["time/step"]))
-        parts.append(f"eta {left}")
+        seconds = round((total - step) * numbers["time/step"])
+        parts.append(f"eta {datetime.timedelta(seconds=seconds)}")
     return "  ".join(parts)
 
 
@@ -166,9 +162,8 @@ def draw_loss(jsonl: epath.PathLike, png: epath.PathLike) -> str | None:
     except ImportError:
         return f"no {epath.Path(png).name}: matplotlib is missing; pip install 'anneal[nlp]'"
     curves: dict[str, list] = {}
-    for line in read(jsonl):
-        if line.get("loss") is not None:
-            curves.setdefault(line["split"], []).append((line["step"], line["loss"]))
+    for line in (line for line in read(jsonl) if line.get("loss") is not None):
+        curves.setdefault(line["split"], []).append((line["step"], line["loss"]))
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     axes = figure.subplots()
     for split, points in curves.items():
@@ -176,15 +171,15 @@ def draw_loss(jsonl: epath.PathLike, png: epath.PathLike) -> str | None:
         name, marker = split, "o"
         if split == "train":
             axes.plot(steps, loss, color="tab:blue", alpha=0.3, linewidth=0.8)
-            window = np.ones(min(len(loss), max(3, len(loss) // 20)))
+            window = np.ones(min(len(loss), max(3, len(loss) // 30)))
             counts = np.convolve(np.ones_like(loss), window, "same")
             loss, name, marker = np.convolve(loss, window, "same") / counts, "train, smoothed", ""
-        axes.plot(steps, loss, marker=marker, label=f"{name}: {loss[-1]:.3f}")
+        label = f"{name}: {loss[-1]:.3f}"
+        axes.plot(steps, loss, marker=marker, markersize=3, linewidth=1.3, label=label)
     axes.set(xlabel="step", ylabel="loss")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    epath.Path(png).write_bytes(picture.getvalue())
+    with epath.Path(png).open("wb") as file:
+        figure.savefig(file, format="png")
     return None

@@ -12,6 +12,7 @@ began it was idle: for want of a batch (input), or for Python work and dispatch 
 
 import contextlib
 import queue
+import re
 import threading
 import time
 from collections import Counter
@@ -21,12 +22,15 @@ from pathlib import Path
 import jax
 
 LIMITS = {
-    "device": "Limited by the device: it was busy {device:.0%} of the time "
-    "(input wait {input:.0%}, host {host:.0%}).",
-    "input": "Limited by input: the device waited {input:.0%} of the time for batches; "
-    "more loader workers (config.data.workers) would help.",
-    "host": "Limited by the host: the device waited {host:.0%} of the time for Python work between "
-    "steps; larger steps or rarer logging would help.",
+    "device": "the device",
+    "input": "input; more loader workers (config.data.workers) would help",
+    "host": "the host, Python between steps; larger batches or rarer logging would help",
+}
+MEMORY = {
+    "VmRSS": "host_memory_gb",
+    "VmHWM": "host_memory_peak_gb",
+    "bytes_in_use": "device_memory_gb",
+    "peak_bytes_in_use": "device_memory_peak_gb",
 }
 
 
@@ -45,14 +49,11 @@ class Stopwatch:
 
     def inputs(self, batches: Iterable) -> Iterator:
         """Yields the batches and times how long each takes to come."""
-        batches, end = iter(batches), object()
-        while True:
-            start = time.perf_counter()
-            batch = next(batches, end)
+        start = time.perf_counter()
+        for batch in batches:
             self._waited = (start, time.perf_counter())
-            if batch is end:
-                return
             yield batch
+            start = time.perf_counter()
 
     def dispatched(self, output: jax.Array) -> None:
         """Marks a step as begun; `output` is ready when the device has finished it."""
@@ -64,16 +65,14 @@ class Stopwatch:
         """Leaves what happens inside out of the steps; "time/<name>" of the next summary has it."""
         self._queue.join()  # the steps under way still count
         start = time.perf_counter()
-        try:
-            yield
-        finally:
-            end = time.perf_counter()
-            self._recent[name] += end - start
-            self._free = end if self._free is not None else None
+        yield
+        end = time.perf_counter()
+        self._recent[name] += end - start
+        self._free = self._free and end
 
     def summary(self) -> dict[str, float]:
-        """Returns what happened since the last call, the keys under "time/": seconds of a `step` and
-        its parts `device`, `input` and `host`, `duty_cycle`, seconds in each pause, memory in GB."""
+        """Returns, since the last call and all under "time/": seconds a `step` and of its parts
+        `device`, `input` and `host`, `duty_cycle`, seconds of each pause; and memory in GB."""
         with self._lock:
             recent, self._recent = self._recent, Counter()
         self._total.update(recent)
@@ -87,15 +86,17 @@ class Stopwatch:
         return {f"time/{name}": number for name, number in numbers.items()}
 
     def sentence(self) -> str:
-        """Returns what limited the run, in words."""
+        """Returns what limited the run, in words; call it last."""
         self._queue.join()
         self.summary()
-        wall = sum(self._total[part] for part in LIMITS)
-        if not wall:
+        busy, waited, host = (self._total[part] for part in LIMITS)
+        if not (wall := busy + waited + host):
             return "No step was timed: the first one only starts the clock."
-        shares = {part: self._total[part] / wall for part in LIMITS}
-        idle = max(("input", "host"), key=shares.get)
-        return LIMITS["device" if shares["device"] >= 0.9 else idle].format(**shares)
+        limit = "device" if busy >= 0.9 * wall else "input" if waited >= host else "host"
+        return (
+            f"Limited by {LIMITS[limit]}. The device was busy {busy / wall:.0%} of the time, and "
+            f"waited {waited / wall:.0%} for batches and {host / wall:.0%} for the host."
+        )
 
     def close(self) -> None:
         """Ends the thread."""
@@ -103,8 +104,7 @@ class Stopwatch:
         self._thread.join(timeout=10)  # a device that hangs must not hang the exit
 
     def _watch(self) -> None:
-        while (item := self._queue.get()) is not None:
-            wait_start, wait_end, start, output = item
+        for wait_start, wait_end, start, output in iter(self._queue.get, None):
             with contextlib.suppress(Exception):  # the loop meets the same error, with its context
                 output.block_until_ready()
             now = time.perf_counter()
@@ -115,19 +115,15 @@ class Stopwatch:
                 with self._lock:
                     self._recent.update(parts, device=now - max(start, self._free))
             self._free = now
-            del item, output  # an array is not kept longer than needed
+            del output  # not kept until the next one comes
             self._queue.task_done()
+        self._queue.task_done()
 
 
 def _memory() -> dict[str, float]:
-    numbers = {}
+    """Returns GB in use and at most, by this process (on Linux) and its first device (no CPU)."""
     status = Path("/proc/self/status")
-    if status.exists():  # Linux; in kB
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        for field, name in (("VmRSS", "host_memory_gb"), ("VmHWM", "host_memory_peak_gb")):
-            numbers[name] = int(fields[field].split()[0]) * 1024 / 1e9
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    for key, name in (("bytes_in_use", "memory_gb"), ("peak_bytes_in_use", "memory_peak_gb")):
-        if all(key in found for found in stats):  # not on the CPU
-            numbers[f"device_{name}"] = max(found[key] for found in stats) / 1e9
-    return numbers
+    lines = re.findall(r"(Vm\w+):\s+(\d+) kB", status.read_text() if status.exists() else "")
+    used = {name: 1024 * int(number) for name, number in lines}
+    used |= jax.local_devices()[0].memory_stats() or {}
+    return {MEMORY[name]: used[name] / 1e9 for name in MEMORY if name in used}

@@ -33,7 +33,7 @@ def make_mesh(**axes):
 
 
 def make_state(mesh, spec, width=16):
-    """A state as training has it: dicts, optax NamedTuples, bfloat16, a bool, empty and None parts."""
+    """A state as training has it: NamedTuples, bfloat16, a bool, empty and None parts."""
 
     def init(key):
         layers = {"q": jax.random.normal(key, (3, width, width)), "scale": jnp.ones((3, width))}

@@ -19,7 +19,7 @@ def compute_dtype(precision: Precision) -> jnp.dtype:
 
 
 def exactness(dtype: jnp.dtype) -> jax.lax.Precision:
-    """Returns what makes a float32 product one: unasked, TPUs round it to bfloat16, GPUs to TF32."""
+    """Returns what keeps a float32 product one: else TPUs round to bfloat16 and GPUs to TF32."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 

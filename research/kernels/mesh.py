@@ -5,9 +5,7 @@ import math
 import jax
 from jax.sharding import AxisType
 
-BATCH = ("data", "fsdp", "expert")  # the axes that split a batch
-HEADS = ("tensor",)  # the axis that splits heads, and the vocabulary
-SEQUENCE = ("seq",)
+BATCH, HEADS, SEQUENCE = ("data", "fsdp", "expert"), ("tensor",), ("seq",)  # what splits each
 
 
 def platform() -> str:
@@ -17,19 +15,14 @@ def platform() -> str:
     return "gpu" if name == "cuda" else name
 
 
-def automatic(names: tuple[str, ...] | None = None) -> tuple[str, ...]:
+def free(names: tuple[str, ...] | None = None) -> tuple[str, ...]:
     """Returns the mesh axes among `names` (None: all) that no enclosing shard_map has taken."""
     mesh = jax.sharding.get_abstract_mesh()
-    free = (axis for axis, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Auto)
-    return tuple(axis for axis in free if names is None or axis in names)
-
-
-def extent(names: tuple[str, ...]) -> int:
-    """Returns into how many parts the free axes among `names` split an array."""
-    shape = jax.sharding.get_abstract_mesh().shape
-    return math.prod(shape[axis] for axis in automatic(names))
+    axes = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return tuple(a for a, kind in axes if kind == AxisType.Auto and (names is None or a in names))
 
 
 def shards() -> tuple[int, int, int]:
-    """Returns the parts into which the mesh splits batch, heads and sequence."""
-    return extent(BATCH), extent(HEADS), extent(SEQUENCE)
+    """Returns into how many parts the mesh splits the batch, the heads and the sequence."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return tuple(math.prod(shape[a] for a in free(names)) for names in (BATCH, HEADS, SEQUENCE))

@@ -1,0 +1,100 @@
+"""Configs: what is refused, and that everything is recorded."""
+
+from typing import Literal
+
+import pytest
+
+from research import config as config_lib
+from research.arguments import Count, Fraction, InputError, Text, complete
+
+TINY = "configs/nlp/gpt.py:tiny"
+
+
+def make(n: Count = 3, rate: Fraction = 0.1, kind: Literal["a", "bb"] = "a", flag: bool = False):
+    """A signature as models have it."""
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"n": True}, "bool"),
+        ({"n": Text("True")}, "expected int"),
+        ({"n": -3}, "at least 1"),
+        ({"n": 2.5}, "expected int"),
+        ({"rate": float("nan")}, "out of range|finite"),
+        ({"rate": Text("nan")}, "out of range|finite"),
+        ({"rate": 1.5}, "between 0 and 1"),
+        ({"kind": "b"}, "did you mean 'bb'"),
+        ({"flg": True}, "did you mean 'flag'"),
+        ({"flag": 1}, "expected bool"),
+    ],
+)
+def test_a_value_that_does_not_fit_its_signature_is_refused_by_name(given, message):
+    with pytest.raises(InputError, match=message) as error:
+        complete(make, given, "config.model")
+    assert "\n" not in str(error.value)
+    assert "config.model." + next(iter(given)) in str(error.value)
+
+
+def test_text_from_the_command_line_takes_the_type_of_the_signature():
+    given = {"n": Text("7"), "rate": Text("0"), "kind": Text("bb"), "flag": Text("True")}
+    assert complete(make, given, "x") == {"n": 7, "rate": 0.0, "kind": "bb", "flag": True}
+
+
+@pytest.mark.core
+def test_every_default_is_recorded_and_a_key_the_file_does_not_mention_can_be_set():
+    config = config_lib.load(TINY, ["config.model.dropout=0.1", "config.optim.adam.b2=0.9"])
+    assert config.model.dropout == 0.1
+    assert config.optim.adam.b2 == 0.9
+    assert config.model.remat == "none"  # a default of the signature
+    assert config.optim.lr.steps == config.steps  # a schedule spans the run
+    again = config_lib.from_json(config_lib.to_json(config))
+    assert again.to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("config.optim.lr.peak=nan", "config.optim.lr.peak"),
+        ("config.model.num_layers=-3", "config.model.num_layers=-3"),
+        ("config.model.num_layers=True", "expected int"),
+        ("config.modle.width=3", "did you mean 'model'"),
+        ("config.model.widht=3", "did you mean 'width'"),
+        ("config.model.name=gtp", "did you mean 'gpt'"),
+        ("config.optim.lr.warmup=500", "does not fit into 20 steps|smaller"),
+        ("config.optim.lion.b1=0.9", "not in config.optim.chain"),
+        ("config.optim.chain=clip,adm,lr", "did you mean|not in config|known"),
+        ("config.steps", "not of the form"),
+        ("config.data.split=test", "config.data.split is not known"),
+        ("config.seed.x=1", "is a value"),
+    ],
+)
+def test_a_wrong_override_is_one_line_that_names_the_key(override, message):
+    with pytest.raises(InputError, match=message) as error:
+        config = config_lib.load(TINY, [override])
+        from research.build import build
+
+        build(config, with_data=False)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_and_an_unknown_variant_name_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'configs/nlp/gpt.py'"):
+        config_lib.load("configs/nlp/gtp.py")
+    with pytest.raises(InputError, match="did you mean 'tiny'"):
+        config_lib.load("configs/nlp/gpt.py:tyni")
+
+
+def test_only_mesh_workers_logging_and_saving_may_differ_on_resume():
+    stored = config_lib.load(TINY)
+    free = ["config.mesh.fsdp=2", "config.data.workers=2", "config.log.every=7"]
+    assert config_lib.drift(stored, config_lib.load(TINY, free)) == {}
+    drifted = config_lib.drift(stored, config_lib.load(TINY, ["config.steps=30"]))
+    assert drifted == {"steps": (20, 30), "optim.lr.steps": (20, 30)}
+
+
+def test_optax_names_can_be_used_in_a_chain_without_a_file_of_ours():
+    config = config_lib.load(
+        TINY, ["config.optim.chain=scale_by_lion,lr", "config.optim.scale_by_lion.b1=0.8"]
+    )
+    assert config.optim.scale_by_lion.b1 == 0.8
