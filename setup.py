@@ -12,6 +12,7 @@ CORE = [
     "grain>=0.2.18",
     "array_record>=0.8.6",
     "etils[epath]",
+    "fsspec",
     "numpy>=2.0",
     "rich>=13",
     "tensorboardX>=2.6.5",

@@ -113,8 +113,6 @@ def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
     except workdir.LockedError as error:
         print(f"anneal: {error}", file=sys.stderr)
         return LOCKED
-    if result.metrics:
-        print(json.dumps({"step": result.step} | result.metrics))
     return PREEMPTED if result.preempted else 0
 
 

@@ -13,7 +13,6 @@ and the remains of killed saves stay. A step is one folder: `state/` holds each 
 import json
 import math
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -46,7 +45,6 @@ class Checkpoints:
         self.keep, self.keep_every, self.best_metric = keep, keep_every, best
         mode = ocp.options.FileOptions(path_permission_mode=0o750)
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), file_options=mode)
-        self._deleter = ThreadPoolExecutor(1)
         self._pending: int | None = None  # the step being written
         self._notes: dict[int, dict] = {}
 
@@ -88,7 +86,6 @@ class Checkpoints:
             self.wait()
         finally:
             self._orbax.close()
-            self._deleter.shutdown()
 
     def steps(self) -> list[int]:
         """Returns the complete steps, ascending."""
@@ -140,20 +137,19 @@ class Checkpoints:
         """Deletes steps that need not be kept, and what killed or failed saves left behind."""
         if jax.process_index() != 0:
             return
-        steps = self.steps()
+        steps, is_local = self.steps(), "://" not in str(self.folder)
+        for path in self.folder.glob("*"):
+            is_torn = path.name.isdecimal() and int(path.name) not in steps and not is_local
+            if is_torn or path.name.endswith(UNFINISHED):
+                path.rmtree()
         kept = {self.best(), *steps[-self.keep :]}
         kept |= {step for step in steps if self.keep_every and step % self.keep_every == 0}
-        is_local = "://" not in str(self.folder)
-        for path in [self.folder / str(step) for step in steps if step not in kept]:
+        for path in (self.folder / str(step) for step in steps if step not in kept):
             if is_local:  # invisible in one move: a kill never leaves half a step listed
-                path.rename(path.with_name(path.name + ".deleted"))
+                path = path.rename(path.with_name(path.name + ".deleted"))
             else:  # an object store cannot rename
                 (path / COMMITTED).unlink()
-        visible = {str(step) for step in self.steps()}
-        for path in self.folder.glob("*"):
-            is_torn = not is_local and path.name.isdecimal() and path.name not in visible
-            if is_torn or path.name.endswith(UNFINISHED):
-                self._deleter.submit(path.rmtree, missing_ok=True)
+            path.rmtree()
 
 
 def _describe(leaf: Any) -> str:

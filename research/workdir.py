@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import fsspec
 import jax
 import ml_collections
 from etils import epath
@@ -75,8 +76,9 @@ def locked(workdir: str) -> Iterator[epath.Path]:
         folder.mkdir(parents=True, exist_ok=True)
         for _ in range(2):
             try:
-                with lock.open("x") as file:  # create-if-absent is the whole protocol
-                    file.write(json.dumps(owner))
+                # Create-if-absent is the whole protocol; epath cannot, object stores can.
+                with fsspec.open(os.fspath(lock), "xb") as file:
+                    file.write(json.dumps(owner).encode())
                 break
             except FileExistsError:
                 if not _is_stale(lock, owner["host"]):

@@ -63,7 +63,9 @@ def run(mesh_sizes, steps=5, **options):
     rows = sharding.batch_sharding(mesh, 16)
     with jax.set_mesh(mesh):
         state = jax.jit(init, out_shardings=where)()
-        step = jax.jit(step, in_shardings=(where, rows), out_shardings=(where, None), donate_argnums=0)
+        step = jax.jit(
+            step, in_shardings=(where, rows), out_shardings=(where, None), donate_argnums=0
+        )
         losses = []
         for batch in make_batches(steps):
             state, metrics = step(state, jax.device_put(batch, rows))
@@ -140,7 +142,9 @@ def test_a_bad_batch_costs_one_update_and_nothing_else():
     bad = {**other, "weight": other["weight"] * np.float32("nan")}
     after, metrics = step(state, bad)
     assert metrics["refused"] == 1 and after.step == state.step + 1
-    for a, b in zip(jax.tree.leaves(state._replace(step=0)), jax.tree.leaves(after._replace(step=0))):
+    for a, b in zip(
+        jax.tree.leaves(state._replace(step=0)), jax.tree.leaves(after._replace(step=0))
+    ):
         np.testing.assert_array_equal(a, b)
     empty, metrics = step(state, {**other, "weight": other["weight"] * 0})
     assert metrics["refused"] == 1

@@ -1,19 +1,16 @@
 """Batches as a pure function of (seed, step): what every dataset returns, and what they share.
 
-    source = text.make(reader="stdlib", split="train", seed=0, batch=8)
-    for batch in prefetch(source.batches(state.step, (jax.process_index(), jax.process_count())), put): ...
+    batches = prefetch(source.batches(state.step, shard=(host, hosts)), put)
 
 Nothing of the input pipeline is saved: a run resumes by asking for the batches from its step on.
 """
 
 import functools
 import queue
-import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,22 +24,16 @@ Row = Callable[[int, int, np.random.Generator], Batch]  # (index, epoch, generat
 
 
 class RecordError(InputError):
-    """A corrupt record. The message names it."""
+    """A corrupt record, which the message names."""
 
 
 class Source(NamedTuple):
-    """One split of a dataset.
+    """One split of a dataset."""
 
-    spec: one global batch; every leaf has a leading axis `batch`.
-    info: what the data decides (vocab_size, context, ...), and its fingerprint; plain JSON.
-    num_batches: batches in one pass over the split; the last is padded with weight 0.
-    batches(start_step=0, shard=(0, 1)): the batches of host `index` of `count`, from a step on.
-    """
-
-    spec: dict[str, jax.ShapeDtypeStruct]
-    info: dict[str, Any]
-    num_batches: int
-    batches: Callable[..., Iterator[Batch]]
+    spec: dict[str, jax.ShapeDtypeStruct]  # a global batch: every leaf has a leading axis `batch`
+    info: dict[str, Any]  # what the data decides, and its fingerprint; plain JSON
+    num_batches: int  # in one pass over the split, the last one padded with weight 0
+    batches: Callable[..., Iterator[Batch]]  # as make_batches returns it
     tokenizer: Any = None
 
 
@@ -58,65 +49,49 @@ def make_batches(
     workers: int = 0,
     skip_budget: int = 0,
 ) -> Callable[..., Iterator[Batch]]:
-    """Returns batches(start_step=0, shard=(0, 1)), an iterator of one host's part of each batch.
+    """Returns batches(start_step=0, shard=(0, 1), one_pass=not repeat).
 
-    Row j of batch `step` is example (step * batch + j) of the shuffled epochs laid end to end, so
-    neither hosts nor workers change it, and seeking is free. A new order is drawn each epoch
-    (8 bytes a row). Without `repeat` there are ceil(num_rows / batch) batches. With `workers` the
-    rows are made in as many processes, so `row` must pickle.
-    A row that raises RecordError is replaced by zeros, named on stderr and counted, up to
-    `skip_budget` records on each host (counted anew after a restart).
+    Row j of a batch is example step * batch + j of the shuffled epochs laid end to end (a new order
+    each epoch, 8 bytes a row). Host `index` of `count` gets its contiguous part of every batch; no
+    number of hosts or workers changes a batch, and seeking is free. One pass has
+    ceil(num_rows / batch) batches, unshuffled. `workers` processes make batches; then `row` must
+    pickle. A row that raises RecordError is replaced by zeros and named on stderr, up to
+    `skip_budget` records a host (counted anew after a restart).
 
-    Raises RecordError for the first corrupt record if the budget is 0, InputError beyond the
-    budget, and InputError if the hosts cannot share a batch equally.
+    Raises RecordError for a corrupt record without a budget, InputError beyond the budget, or for a
+    batch that the hosts cannot share equally.
     """
     empty = {name: np.zeros(leaf.shape[1:], leaf.dtype) for name, leaf in spec.items()}
 
-    def batches(start_step: int = 0, shard: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
-        if batch % shard[1]:
-            raise InputError(
-                f"batch={batch} cannot be shared by {shard[1]} hosts; choose a multiple of {shard[1]}"
-            )
-        plan = _HostBatches(row, num_rows, empty, batch, seed, shuffle, repeat, shard)
-        return _within_budget(_iterate(plan, start_step, workers), skip_budget)
+    def batches(
+        start_step: int = 0, shard: tuple[int, int] = (0, 1), one_pass: bool = not repeat
+    ) -> Iterator[Batch]:
+        host, hosts = shard
+        if batch % hosts:
+            raise InputError(f"batch={batch} does not divide by {hosts} hosts; choose a multiple")
+
+        def at(step: int) -> tuple[Batch, list[str]]:
+            rows, errors = [], []
+            for position in range(batch * host // hosts, batch * (host + 1) // hosts):
+                epoch, index = divmod(step * batch + position, num_rows)
+                if one_pass and epoch:
+                    rows.append(empty)
+                    continue
+                if shuffle and not one_pass:
+                    index = int(_order(num_rows, seed, epoch)[index])
+                try:
+                    random = np.random.default_rng((seed, epoch, index + 1))
+                    rows.append(row(index, epoch, random))
+                except RecordError as error:
+                    rows.append(empty)
+                    errors.append(str(error))
+            return {name: np.stack([row[name] for row in rows]) for name in empty}, errors
+
+        steps = range(start_step, -(-num_rows // batch) if one_pass else 1 << 40)
+        made = _in_processes(at, steps, workers) if workers else map(at, steps)
+        return _within_budget(made, skip_budget)
 
     return batches
-
-
-@dataclass
-class _HostBatches:
-    """Step -> (one host's part of the batch, its errors); what grain calls a random-access source."""
-
-    row: Row
-    num_rows: int
-    empty: Batch
-    batch: int
-    seed: int
-    shuffle: bool
-    repeat: bool
-    shard: tuple[int, int]
-
-    def __len__(self) -> int:
-        return 1 << 40 if self.repeat else -(-self.num_rows // self.batch)
-
-    def __getitem__(self, step: int) -> tuple[Batch, list[str]]:
-        share = self.batch // self.shard[1]
-        first = step * self.batch + self.shard[0] * share
-        rows, errors = [], []
-        for position in range(first, first + share):
-            epoch, index = divmod(position, self.num_rows)
-            if epoch and not self.repeat:
-                rows.append(self.empty)
-                continue
-            if self.shuffle:
-                index = int(_order(self.num_rows, self.seed, epoch)[index])
-            random = np.random.default_rng((self.seed, epoch, index + 1))
-            try:
-                rows.append(self.row(index, epoch, random))
-            except RecordError as error:
-                rows.append(self.empty)
-                errors.append(str(error))
-        return {name: np.stack([row[name] for row in rows]) for name in self.empty}, errors
 
 
 @functools.lru_cache(maxsize=4)
@@ -125,20 +100,15 @@ def _order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(num_rows)
 
 
-def _iterate(plan: _HostBatches, start: int, workers: int) -> Iterator[tuple[Batch, list[str]]]:
-    if workers == 0:  # grain's threads cost more than a row of a token array
-        yield from (plan[step] for step in range(start, len(plan)))
-        return
+def _in_processes(function: Callable[[int], Any], steps: range, workers: int) -> Iterator[Any]:
     import grain
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain's processes read a flag, also outside absl's app.run
-    # A worker makes whole batches: grain keeps the order of what it prefetches, but not of what
-    # is batched afterwards.
-    dataset = grain.MapDataset.source(plan)[start:].to_iter_dataset(
-        grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-    )
+    # Whole batches are made in a worker: grain keeps the order of elements, not of what it batches.
+    dataset = grain.MapDataset.range(steps.start, steps.stop).map(function)
+    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
     iterator = iter(dataset.mp_prefetch(grain.MultiprocessingOptions(workers, 2)))
     try:
         yield from iterator
@@ -146,9 +116,9 @@ def _iterate(plan: _HostBatches, start: int, workers: int) -> Iterator[tuple[Bat
         iterator.close()
 
 
-def _within_budget(pairs: Iterator[tuple[Batch, list[str]]], budget: int) -> Iterator[Batch]:
+def _within_budget(made: Iterable[tuple[Batch, list[str]]], budget: int) -> Iterator[Batch]:
     skipped: set[str] = set()
-    for batch, errors in pairs:
+    for batch, errors in made:
         for error in errors:
             skip_record(error, skipped, budget)
         yield batch
@@ -157,7 +127,7 @@ def _within_budget(pairs: Iterator[tuple[Batch, list[str]]], budget: int) -> Ite
 def skip_record(error: str, skipped: set[str], budget: int) -> None:
     """Names a corrupt record on stderr and adds it to `skipped`; raises beyond the budget."""
     if budget == 0:
-        raise RecordError(f"{error}; repair it, or allow a few by skip_budget")
+        raise RecordError(f"{error}; repair it, or allow for it by skip_budget")
     if error not in skipped:
         skipped.add(error)
         print(f"skipped record {len(skipped)} of at most {budget}: {error}", file=sys.stderr)
@@ -168,8 +138,7 @@ def skip_record(error: str, skipped: set[str], budget: int) -> None:
 def prefetch(iterator: Iterator[Any], put: Callable[[Any], Any], depth: int = 2) -> Iterator[Any]:
     """Yields put(item) for each item, made up to `depth` ahead by one thread.
 
-    An exception of the iterator or of `put` is raised here, after the items before it. Closing
-    this generator (or dropping it) ends the thread and closes the iterator.
+    Exceptions come through in their place. Closing this generator ends thread and iterator.
     """
     results, slots, stop = queue.SimpleQueue(), threading.Semaphore(depth), threading.Event()
 
@@ -177,7 +146,7 @@ def prefetch(iterator: Iterator[Any], put: Callable[[Any], Any], depth: int = 2)
         try:
             while slots.acquire() and not stop.is_set():
                 results.put((put(next(iterator)), None))
-        except BaseException as error:  # StopIteration too; the consumer decides
+        except BaseException as error:  # StopIteration too: the consumer decides
             results.put((None, error))
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)
@@ -199,24 +168,22 @@ def prefetch(iterator: Iterator[Any], put: Callable[[Any], Any], depth: int = 2)
 
 
 def cached(folder: Path, write: Callable[[Path], None]) -> Path:
-    """Returns `folder`, after write(temporary folder) and a rename if it does not exist yet.
+    """Returns `folder`, made by `write` under another name and renamed if it does not exist yet.
 
-    So nobody sees half of it, whoever is killed and however many processes write at once.
-    Raises InputError if it cannot be written.
+    So nobody sees half of it, whoever is killed or writes it too. Raises InputError if it cannot be
+    written.
     """
     if folder.exists():
         return folder
-    temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-        write(temporary)
-        temporary.rename(folder)
+        with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as temporary:
+            (new := Path(temporary, "new")).mkdir()
+            write(new)
+            new.rename(folder)
     except OSError as error:
         if not folder.exists():  # else another process was first
-            advice = "free some space, or set ANNEAL_CACHE to a folder that can be written"
-            raise InputError(f"cannot write the cache {folder}: {error}; {advice}") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+            raise InputError(
+                f"cannot write the cache {folder}: {error}; set ANNEAL_CACHE to a writable folder"
+            ) from error
     return folder

@@ -3,18 +3,17 @@
     data = dict(name="text", reader="files", path="input.txt", tokenizer="characters", context=256)
 
 On disk a split is one array of ids: `end`, then every document and an `end` after it. Prediction j
-of a split goes from token j to token j + 1, so each document is predicted from its first token to its
-end, and every packing is a choice of spans of predictions:
+goes from token j to token j + 1, so each document is predicted from its first token to its `end`.
+A row of any packing is a choice of spans of predictions:
 
 - stream: windows of `context` over the whole array. Training shifts the cuts each epoch.
-- documents: whole documents, the longer ones in pieces, packed by best fit (arXiv:2404.10830).
-  `segments` (1, 2, ... in a row, 0 is padding) and `positions` keep them apart.
-- none: the first `context` predictions of one document a row.
+- documents, none: see packing.py. `segments` (1, 2, ... in a row, 0 is padding) and `positions`
+  keep the documents of a row apart.
 """
 
-import bisect
 import functools
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -29,6 +28,7 @@ from research.arguments import Count, InputError, Size
 from research.data import tokenizer as tokenizers
 from research.data.readers import Records
 from research.data.source import Batch, RecordError, Source, cached, make_batches, skip_record
+from research.data.tokenizer import Tokenizer
 from research.lookup import find
 
 FORMAT = 1  # of the cache: raise it when what is written changes
@@ -51,29 +51,26 @@ def make(
     seed: int,
     batch: int,
 ) -> Source:
-    """Returns batches of tokens, targets (batch, context) int32 and weight float32 (0 for padding).
+    """Returns batches of tokens, targets (batch, context) int32 and weight float32 (0 is padding),
+    with packing "documents" or "none" also segments and positions (batch, context) int32.
 
-    Packings "documents" and "none" add segments and positions (batch, context) int32. "train" is
-    shuffled without end; any other split is one pass in order that predicts every token once.
+    "train" is shuffled without end; any other split is one pass that predicts every token once.
+    `reader` is a file of data/readers, `path` where its text lies, `field` the text's name in a
+    record. The tokenizer is learned from the train split, or read from `tokenizer_path`. Up to
+    `skip_budget` corrupt documents are left out, and listed in info["skipped"]. `cache` holds ids
+    and tokenizers (None: $ANNEAL_CACHE, else ~/.cache/anneal).
 
-    reader, path, field: a file of data/readers, where the text lies, the name of the text in a record.
-    tokenizer, vocab_size: learned from the train split. tokenizer_path: a saved one instead.
-    skip_budget: corrupt documents to leave out (0: the first is an error).
-    cache: a folder for the ids (None: $ANNEAL_CACHE, else ~/.cache/anneal).
-
-    info: num_tokens are the predictions of one pass, num_bytes the UTF-8 bytes they spell (None if
-    packing "none" cut documents short), `skipped` the corrupt documents.
-    Raises InputError for unusable text, RecordError for a corrupt document.
+    info["num_tokens"] are the predictions of one pass, info["num_bytes"] the UTF-8 bytes they spell
+    (None when packing "none" cuts documents short).
+    Raises InputError for text that cannot be used, RecordError for a corrupt document.
     """
     read = functools.partial(find("data.readers", reader), path, field=field)
     records = read(split=split)
     root = Path(cache or os.environ.get("ANNEAL_CACHE") or "~/.cache/anneal").expanduser()
     if tokenizer_path:
         codec = tokenizers.load(tokenizer_path)
-        if vocab_size not in (None, codec.vocab_size):
-            raise InputError(f"vocab_size={vocab_size}, but {tokenizer_path} has {codec.vocab_size}")
     elif tokenizer == "bytes":
-        codec = tokenizers.train("bytes", [], vocab_size)
+        codec = tokenizers.train(tokenizer, [], vocab_size)
     else:
         source = records if split == "train" else read(split="train")
         codec = _learned(source, tokenizer, vocab_size, root, skip_budget)
@@ -84,37 +81,41 @@ def make(
     for error in info["skipped"]:
         skip_record(error, skipped, skip_budget)
     tokens = next(store.glob("tokens.*"))
-    num_tokens = len(_open(tokens)) - 1
-    if num_tokens != info["num_tokens"]:
+    num_tokens = info["num_tokens"]
+    if len(_open(tokens)) != num_tokens + 1:
         raise InputError(f"the cache {store} is damaged; delete it")
     if num_tokens < (needed := 1 if packing == "none" else context):
         raise InputError(
-            f"split {split} has {num_tokens} tokens, a row needs {needed}; give more text or set a "
-            "smaller context"
+            f"split {split} has {num_tokens} tokens, a row needs {needed}; set a smaller context"
         )
-    train = split == "train"
     if packing == "stream":
         num_rows = -(-num_tokens // context)
-        row = functools.partial(_window, tokens, context, seed if train else None)
+        row = functools.partial(_window, tokens, context, seed if split == "train" else None)
     else:
-        plan = cached(
-            root / f"rows-{_digest(FORMAT, key, packing, context)}",
-            lambda to: _plan(np.load(store / "offsets.npy"), context, packing, to),
-        )
+        from research.data.packing import write_plan
+
+        plan = root / f"rows-{_digest(FORMAT, key, packing, context)}"
+        cached(plan, lambda to: write_plan(store / "offsets.npy", context, packing, to))
         num_rows = len(_open(plan / "rows.npy")) - 1
         row = functools.partial(_packed, tokens, context, plan)
         info["num_tokens"] = int(_open(plan / "spans.npy")[:, 1].sum())
-        if info["num_tokens"] < num_tokens:
-            info["num_bytes"] = None
+        info["num_bytes"] = info["num_bytes"] if info["num_tokens"] == num_tokens else None
     info |= dict(vocab_size=codec.vocab_size, context=context, tokenizer=codec.kind)
     info["fingerprint"] = _digest(key, packing, context)
-    names = ["tokens", "targets", "weight", "segments", "positions"]
-    spec = {
-        name: jax.ShapeDtypeStruct((batch, context), np.float32 if name == "weight" else np.int32)
-        for name in (names[:3] if packing == "stream" else names)
-    }
-    rule = dict(seed=seed, shuffle=train, repeat=train, workers=workers, skip_budget=skip_budget)
-    batches = make_batches(row, num_rows, spec=spec, batch=batch, **rule)
+    names = ["tokens", "targets", "weight"] + ["segments", "positions"] * (packing != "stream")
+    dtypes = {name: np.float32 if name == "weight" else np.int32 for name in names}
+    spec = {name: jax.ShapeDtypeStruct((batch, context), dtype) for name, dtype in dtypes.items()}
+    batches = make_batches(
+        row,
+        num_rows,
+        spec=spec,
+        batch=batch,
+        seed=seed,
+        shuffle=split == "train",
+        repeat=split == "train",
+        workers=workers,
+        skip_budget=skip_budget,
+    )
     return Source(spec, info, -(-num_rows // batch), batches, codec)
 
 
@@ -133,7 +134,7 @@ def _texts(records: Records, budget: int, skipped: set[str]) -> Iterator[str | N
 
 def _learned(
     records: Records, kind: str, vocab_size: int | None, root: Path, budget: int
-) -> tokenizers.Tokenizer:
+) -> Tokenizer:
     def write(folder: Path) -> None:
         texts = (text for text in _texts(records, budget, set()) if text is not None)
         tokenizers.train(kind, texts, vocab_size).save(folder / "tokenizer.json")
@@ -142,18 +143,75 @@ def _learned(
     return tokenizers.load(cached(root / f"tokenizer-{key}", write) / "tokenizer.json")
 
 
-def _tokenise(
-    records: Records, codec: tokenizers.Tokenizer, budget: int, folder: Path
-) -> None:
-    """Writes the ids, where each document begins (its `end` included), and what was counted.
-
-    A corrupt document stays in place with no tokens at all.
-    """
+def _tokenise(records: Records, codec: Tokenizer, budget: int, folder: Path) -> None:
+    """Writes the ids, where each document begins in them, and what was counted."""
     dtype = "uint16" if codec.vocab_size <= 1 << 16 else "uint32"
     skipped: set[str] = set()
-    lengths, num_bytes = [np.ones(1, np.int64)], 0
     texts = _texts(records, budget, skipped)
+    lengths, num_bytes = [1], 0
     with open(folder / f"tokens.{dtype}", "wb") as file:
         np.array([codec.end], dtype).tofile(file)
         while chunk := list(itertools.islice(texts, 64)):
-            ...
+            num_bytes += sum(len(text.encode()) for text in chunk if text is not None)
+            for text, ids in zip(chunk, codec.encode([text or "" for text in chunk]), strict=True):
+                # A corrupt document stays in place, with no tokens at all.
+                ids = np.append(ids, codec.end) if text is not None else ids
+                ids.astype(dtype).tofile(file)
+                lengths.append(len(ids))
+    offsets = np.cumsum(lengths)
+    np.save(folder / "offsets.npy", offsets)
+    info = dict(num_tokens=int(offsets[-1]) - 1, num_bytes=num_bytes, num_documents=records.count)
+    (folder / "info.json").write_text(json.dumps(info | dict(skipped=sorted(skipped))))
+    print(
+        "tokenised {num_documents} documents: {num_tokens} tokens".format(**info), file=sys.stderr
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _open(file: Path) -> np.ndarray:
+    # By name, not by value, so that a worker process maps the file instead of receiving it.
+    if file.suffix == ".npy":
+        return np.load(file, mmap_mode="r").view(np.ndarray)
+    return np.memmap(file, file.suffix[1:], mode="r").view(np.ndarray)
+
+
+@functools.lru_cache(maxsize=4)
+def _phase(seed: int, epoch: int, context: int) -> int:
+    return int(np.random.default_rng((seed, epoch, 0, 1)).integers(context))
+
+
+def _window(
+    file: Path, context: int, seed: int | None, index: int, epoch: int, random: np.random.Generator
+) -> Batch:
+    """Row `index` of the stream, a circle: the array ends in the `end` that it begins with."""
+    tokens = _open(file)
+    total = len(tokens) - 1
+    length = min(context, total - index * context)
+    start = (index * context + (0 if seed is None else _phase(seed, epoch, context))) % total
+    before = min(length, total - start)
+    row = _fill(tokens, [(start, before), (0, length - before)], context)
+    return {name: row[name] for name in ("tokens", "targets", "weight")}
+
+
+def _packed(
+    file: Path, context: int, plan: Path, index: int, epoch: int, random: np.random.Generator
+) -> Batch:
+    first, last = _open(plan / "rows.npy")[index : index + 2]
+    return _fill(_open(file), _open(plan / "spans.npy")[first:last].tolist(), context)
+
+
+def _fill(tokens: np.ndarray, spans: list[tuple[int, int]], context: int) -> Batch:
+    """Returns the predictions of `spans` one after another, each a segment of its own."""
+    names = ("tokens", "targets", "segments", "positions")
+    row = {name: np.zeros(context, np.int32) for name in names}
+    row["weight"] = np.zeros(context, np.float32)
+    at = 0
+    for number, (start, length) in enumerate(spans, 1):
+        to = slice(at, at + length)
+        row["tokens"][to] = tokens[start : start + length]
+        row["targets"][to] = tokens[start + 1 : start + length + 1]
+        row["weight"][to] = 1
+        row["segments"][to] = number
+        row["positions"][to] = np.arange(length)
+        at += length
+    return row

@@ -77,12 +77,18 @@ CASES = {
 
 @pytest.mark.core
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_attention_equals_a_written_out_softmax(case, kv_heads):
+def test_attention_equals_a_written_out_softmax(case):
     keys = 9 if case == "other keys" else LENGTH
-    q, k, v = inputs(keys=keys, kv_heads=kv_heads)
+    q, k, v = inputs(keys=keys)
     out = jax.jit(lambda *qkv: attention(*qkv, **CASES[case]))(q, k, v)
     np.testing.assert_allclose(out, reference(q, k, v, **CASES[case]), atol=2e-6)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_one_key_value_head_or_one_for_each_query_head(kv_heads):
+    q, k, v = inputs(kv_heads=kv_heads)
+    np.testing.assert_allclose(jax.jit(attention)(q, k, v), reference(q, k, v), atol=2e-6)
 
 
 @pytest.mark.parametrize("case", ["causal", "packed, window", "everything"])
@@ -106,8 +112,11 @@ def test_gradients_equal_those_of_a_plain_form(case):
         weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf))
         return (weight * jnp.einsum("bhts,bshd->bthd", weights, v)).sum()
 
-    ours = jax.grad(lambda *qkv: (weight * attention(*qkv, **CASES[case])).sum(), (0, 1, 2))
-    for got, expected in zip(ours(q, k, v), jax.grad(plain, (0, 1, 2))(q, k, v), strict=True):
+    def ours(q, k, v):
+        return (weight * attention(q, k, v, **CASES[case])).sum()
+
+    ours, plain = (jax.jit(jax.grad(function, (0, 1, 2)))(q, k, v) for function in (ours, plain))
+    for got, expected in zip(ours, plain, strict=True):
         np.testing.assert_allclose(got, expected, atol=2e-6)
 
 
@@ -115,10 +124,8 @@ def test_gradients_equal_those_of_a_plain_form(case):
 def test_future_key_has_zero_gradient():
     q, k, v = inputs()
 
-    def at(t):
-        return jax.grad(lambda k, v: attention(q, k, v)[:, t].sum(), (0, 1))(k, v)
-
-    for gradient in at(5):
+    gradients = jax.jit(jax.grad(lambda k, v: attention(q, k, v)[:, 5].sum(), (0, 1)))(k, v)
+    for gradient in gradients:
         assert not np.any(gradient[:, 6:])
         assert np.all(np.any(gradient[:, :6], axis=(2, 3)))
 
@@ -129,8 +136,11 @@ def test_other_segment_has_zero_gradient():
 
     def of(segment):
         chosen = (SEGMENTS == segment)[:, :, None, None]
-        out = lambda k, v: (attention(q, k, v, segments_bt=SEGMENTS) * chosen).sum()  # noqa: E731
-        return jax.grad(out, (0, 1))(k, v)
+
+        def out(k, v):
+            return (attention(q, k, v, segments_bt=SEGMENTS) * chosen).sum()
+
+        return jax.jit(jax.grad(out, (0, 1)))(k, v)
 
     for segment in (0, 1, 2):
         for gradient in of(segment):
@@ -146,32 +156,34 @@ def test_a_query_that_sees_no_key_returns_zero_and_moves_nothing():
     def loss(q, k, v):
         return (attention(q, k, v, segments_bt=SEGMENTS, **blind) + 1).sum()
 
-    assert float(loss(q, k, v)) == q.size
-    assert not any(np.any(g) for g in jax.grad(loss, (0, 1, 2))(q, k, v))
+    value, grads = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(q, k, v)
+    assert value == q.size and not any(np.any(g) for g in grads)
 
 
 @pytest.mark.core
 @pytest.mark.parametrize("window", [None, 3])
 def test_decoding_one_by_one_equals_the_whole_sequence(window):
     q, k, v = inputs()
-    whole = attention(q, k, v, window=window)
+    whole = jax.jit(lambda q, k, v: attention(q, k, v, window=window))(q, k, v)
+    decode = jax.jit(lambda q, k, v, p: attention(q, k, v, window=window, query_positions_bt=p))
     for t in (0, 4, 11):
-        positions = np.full((BATCH, 1), t)
         # What lies behind the position in the cache must not matter.
-        dirty = [x.at[:, t + 1 :].set(1e9) for x in (k, v)]
-        one = attention(q[:, t : t + 1], *dirty, window=window, query_positions_bt=positions)
+        dirty = [np.where(np.arange(LENGTH)[:, None, None] > t, 1e9, x) for x in (k, v)]
+        dirty = [x.astype(np.float32) for x in dirty]
+        one = decode(q[:, t : t + 1], *dirty, np.full((BATCH, 1), t))
         np.testing.assert_allclose(one, whole[:, t : t + 1], atol=1e-6)
 
 
 def test_rows_of_a_cache_have_their_own_positions():
     q, k, v = inputs(length=2, keys=LENGTH)
     rule = {"query_positions_bt": np.array([[3, 4], [9, 10]]), "window": 5}
-    np.testing.assert_allclose(attention(q, k, v, **rule), reference(q, k, v, **rule), atol=2e-6)
+    out = jax.jit(lambda *qkv: attention(*qkv, **rule))(q, k, v)
+    np.testing.assert_allclose(out, reference(q, k, v, **rule), atol=2e-6)
 
 
 def test_bfloat16_is_as_close_as_its_rounding():
     q, k, v = inputs(dtype=jnp.bfloat16)
-    out = attention(q, k, v)
+    out = jax.jit(attention)(q, k, v)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(out, float), reference(q, k, v), atol=0.02)
 
@@ -185,6 +197,7 @@ SPLASH = {
     "packed, window": {"segments_bt": PACKED, "window": 70},
     "packed, both directions": {"segments_bt": PACKED, "causal": False},
 }
+SLOW = ("causal", "window", "packed")
 
 
 def splash(q, k, v, causal=True, window=None, segments_bt=None):
@@ -192,16 +205,21 @@ def splash(q, k, v, causal=True, window=None, segments_bt=None):
     return module._splash(q, k, v, *segments, causal=causal, window=window, interpret=True)
 
 
-@pytest.mark.parametrize("case", SPLASH)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in SPLASH]
+)
 def test_splash_equals_xla_with_its_gradients(case):
     q, k, v = inputs(length=256, dim=16)
     weight = jax.random.normal(jax.random.key(9), q.shape)
 
     def run(function):
-        loss = lambda *qkv: (weight * function(*qkv, **SPLASH[case])).sum()  # noqa: E731
-        return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(q, k, v)
+        def loss(*qkv):
+            return (weight * function(*qkv, **SPLASH[case])).sum()
 
-    for got, expected in zip(jax.tree.leaves(run(splash)), jax.tree.leaves(run(attention))):
+        value, grads = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(q, k, v)
+        return value, *grads
+
+    for got, expected in zip(run(splash), run(attention), strict=True):
         np.testing.assert_allclose(got, expected, atol=2e-4, rtol=1e-5)
 
 
@@ -214,7 +232,7 @@ def eight():
 def test_splash_on_eight_devices_equals_xla_on_one(eight):
     q, k, v = inputs(length=128, batch=4, dim=16)
     segments = jnp.asarray(np.repeat([[1, 2]] * 4, 64, axis=1))
-    expected = attention(q, k, v, segments_bt=segments)
+    expected = jax.jit(attention)(q, k, v, segments_bt=segments)
     with jax.set_mesh(eight):
         out = jax.jit(splash)(q, k, v, segments_bt=segments)
     assert len(out.sharding.device_set) == 8

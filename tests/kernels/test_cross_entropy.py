@@ -32,16 +32,19 @@ def plain(hidden, head, targets, weight):
     return (weight * nll).sum(), (weight * (logits.argmax(-1) == targets)).sum()
 
 
-def gradients(function, hidden, head, targets, weight, scale=0.3):
+@partial(jax.jit, static_argnums=0)
+def gradients(function, hidden, head, targets, weight):
+    """Returns ((0.3 loss, correct), gradients by hidden, head and weight)."""
+
     def loss(hidden, head, weight):
         total, correct = function(hidden, head, targets, weight)
-        return scale * total, correct
+        return 0.3 * total, correct
 
     return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(hidden, head, weight)
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("chunk", [1, 4, 7, 20, 21, 64, None])
+@pytest.mark.parametrize("chunk", [1, 7, 20, 64, None])
 def test_value_and_gradients_equal_those_of_whole_logits(chunk):
     ours = partial(cross_entropy, vocab_size=VOCAB, chunk=chunk)
     got, expected = (
@@ -50,7 +53,7 @@ def test_value_and_gradients_equal_those_of_whole_logits(chunk):
     )
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
-    for x, y in zip(ours(*inputs()), plain(*inputs()), strict=True):  # without a gradient
+    for x, y in zip(jax.jit(ours)(*inputs()), jax.jit(plain)(*inputs()), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5)
 
 
@@ -65,10 +68,10 @@ def test_tokens_of_weight_zero_contribute_nothing():
     hidden, head, targets, weight = inputs()
     absent = (weight == 0)[..., None]
     run = partial(gradients, partial(cross_entropy, vocab_size=VOCAB, chunk=8))
-    one = run(hidden, head, targets, weight)
     changed = jnp.where(absent[..., 0], -1, targets)  # as collators mark what is to be ignored
+    one = run(hidden, head, targets, weight)
     two = run(jnp.where(absent, 100.0, hidden), head, changed, weight)
-    for x, y in zip(jax.tree.leaves(one[0]) + [one[1][1]], jax.tree.leaves(two[0]) + [two[1][1]]):
+    for x, y in zip(one[0] + one[1][:2], two[0] + two[1][:2], strict=True):
         np.testing.assert_array_equal(x, y)
     assert not np.any(np.where(absent, two[1][0], 0))
 
@@ -134,8 +137,9 @@ def test_eight_devices_agree_and_reduce_the_head_gradient_once(eight):
     expected = gradients(plain, *inputs())
     run = partial(gradients, partial(cross_entropy, vocab_size=VOCAB, chunk=7))
     with jax.set_mesh(eight):
-        step = jax.jit(run, in_shardings=place).lower(*inputs()).compile()
-        got = step(*(jax.device_put(x, s) for x, s in zip(inputs(), place)))
+        placed = [jax.device_put(x, s) for x, s in zip(inputs(), place, strict=True)]
+        step = jax.jit(lambda *args: run(*args)).lower(*placed).compile()
+        got = step(*placed)
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
 
@@ -160,4 +164,4 @@ def test_eight_devices_agree_and_reduce_the_head_gradient_once(eight):
 def test_what_does_not_fit_is_refused(change, message):
     names = ("hidden_btd", "head_dv", "targets_bt", "weight_bt")
     with pytest.raises(InputError, match=message):
-        cross_entropy(**dict(zip(names, inputs())) | change)
+        cross_entropy(**dict(zip(names, inputs(), strict=True)) | change)

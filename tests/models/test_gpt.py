@@ -11,7 +11,12 @@ from research.models import gpt
 
 GPT2 = dict(vocab_size=65, context=16, num_layers=3, num_heads=4, width=32)
 LLAMA = GPT2 | dict(
-    norm="rmsnorm", positions="rotary", mlp="swiglu", bias=False, num_kv_heads=2, tie_embeddings=False
+    norm="rmsnorm",
+    positions="rotary",
+    mlp="swiglu",
+    bias=False,
+    num_kv_heads=2,
+    tie_embeddings=False,
 )
 SHAPES = pytest.mark.parametrize("shape", [GPT2, LLAMA], ids=["gpt2", "llama"])
 
@@ -94,7 +99,9 @@ def test_padding_does_not_change_loss_or_gradient(shape):
 
 
 @SHAPES
-@pytest.mark.parametrize("change", [dict(scan=False), dict(unroll=3), dict(remat="full"), dict(remat="dots")])
+@pytest.mark.parametrize(
+    "change", [dict(scan=False), dict(unroll=3), dict(remat="full"), dict(remat="dots")]
+)
 def test_scan_unroll_and_remat_change_nothing(shape, change):
     model, variables, tokens = setup(shape, dropout=0.2)
     other, _, _ = setup(shape, dropout=0.2, **change)
@@ -163,9 +170,7 @@ def test_every_parameter_carries_a_name_for_each_axis(shape):
     assert [len(n) for n in names] == [leaf.ndim for leaf in leaves]
 
 
-@pytest.mark.parametrize(
-    "wrong", [dict(num_heads=5), dict(num_kv_heads=3), dict(vocab_size=None)]
-)
+@pytest.mark.parametrize("wrong", [dict(num_heads=5), dict(num_kv_heads=3), dict(vocab_size=None)])
 def test_a_shape_that_does_not_divide_is_refused(wrong):
     with pytest.raises(InputError):
         gpt.make(**(GPT2 | wrong))

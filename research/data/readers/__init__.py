@@ -9,22 +9,18 @@ from research.data.source import RecordError
 
 
 class Records(NamedTuple):
-    """The documents of one split, in a fixed order.
-
-    name(index) says where a document lies; read(index) returns its text, or raises RecordError.
-    fingerprint changes when a document does.
-    """
+    """The documents of one split, in a fixed order."""
 
     count: int
-    name: Callable[[int], str]
-    read: Callable[[int], str]
-    fingerprint: str
+    name: Callable[[int], str]  # where a document lies
+    read: Callable[[int], str]  # its text; raises RecordError naming it
+    fingerprint: str  # changes when a document does
 
 
 def is_held_out(split: str) -> bool:
     """Tells "validation" from "train"; raises InputError for any other split."""
     if split not in ("train", "validation"):
-        raise InputError(f"split={split!r} is not known; expected train or validation")
+        raise InputError(f"split={split!r} is not known here; expected train or validation")
     return split == "validation"
 
 

@@ -4,31 +4,25 @@ import os
 import sysconfig
 from pathlib import Path
 
-from research.arguments import InputError
-from research.data.readers import Records, files
+from research.data.readers import Records
+from research.data.readers.files import documents
 
-# Tests, bundled programs, and what is generated for one machine or installed later.
-SKIPPED = {
-    *("test", "tests", "idlelib", "lib2to3", "turtledemo", "_bundled", "lib-dynload"),
-    *("__pycache__", "site-packages", "dist-packages"),
-}
+# Tests, bundled programs and packages, compiled files.
+SKIPPED = set(
+    "test tests idlelib lib2to3 turtledemo _bundled site-packages dist-packages __pycache__".split()
+)
 
 
 def make(path: str | None, split: str, field: str) -> Records:
-    """Returns one document per .py file, about 5 % held out by a hash of the relative path.
+    """Returns the .py files, one document each; about 5 % held out by a hash of the relative path.
 
-    `path` is another standard library's folder (None: the running Python's); `field` is not used.
-    Raises InputError if there is no source text.
+    `path` may name another library's folder. Raises InputError if it holds no source text.
     """
     root = Path(path or sysconfig.get_paths()["stdlib"])
     names = []
-    for folder, folders, found in os.walk(root):
-        folders[:] = [name for name in folders if name not in SKIPPED]
-        inside = Path(folder).relative_to(root)
-        names += [(inside / name).as_posix() for name in found if name.endswith(".py")]
-    names = [name for name in names if not name.startswith("_sysconfigdata")]
-    if not names:
-        raise InputError(
-            f"{root} holds no .py files; install Python's library sources, or use reader=files"
-        )
-    return files.documents(root, names, split)
+    for folder, folders, files in os.walk(root):
+        folders[:] = set(folders) - SKIPPED
+        names += [Path(folder, name).relative_to(root) for name in files if name.endswith(".py")]
+    # What the build of this Python wrote is not library source, and differs between machines.
+    names = [name.as_posix() for name in names if not name.name.startswith("_sysconfigdata")]
+    return documents(root, names, split, "install Python's library sources, or use reader=files")
