@@ -1,7 +1,7 @@
 """The command line: `anneal VERB ...`. A verb is listed once it works.
 
-Exit codes: 0 done, 2 bad input, 3 locked by another run, 75 preempted and saved (launchers requeue),
-1 anything else.
+Exit codes: 0 done, 2 bad input, 3 locked by another run, 75 preempted and saved (launchers
+requeue), 1 anything else.
 """
 
 import argparse

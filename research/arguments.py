@@ -2,7 +2,7 @@
 
 A `make` states its arguments once, in its signature, and nothing else describes them:
 
-    def make(num_layers: Count = 12, dropout: Fraction = 0.0, norm: Literal["layernorm", "rmsnorm"] = ...)
+    def make(num_layers: Count = 12, dropout: Fraction = 0.0, mlp: Literal["gelu", "swiglu"] = ...)
 
 `complete(make, given, "config.model")` then refuses what does not fit and fills in the defaults.
 """

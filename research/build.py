@@ -173,14 +173,19 @@ def work_and_peak(run: Run) -> tuple[dict[str, float], float | None]:
 def describe(run: Run) -> str:
     """Returns the parameter table, the mesh, the bytes a device holds, and what is replicated."""
     rows = [
-        (path, "x".join(map(str, leaf.shape)), f"{leaf.size:,}", str(leaf.sharding.spec))
+        (
+            path,
+            "x".join(map(str, leaf.shape)),
+            f"{leaf.size:,}",
+            str(leaf.sharding.spec).removeprefix("PartitionSpec"),
+        )
         for path, leaf in tree.flatten(run.abstract.params).items()
     ]
     total = sum(leaf.size for leaf in jax.tree.leaves(run.abstract.params))
     rows.append(("total", "", f"{total:,}", ""))
     width = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [
-        f"{path:{width[0]}}  {shape:{width[1]}}  {count:>{width[2]}}  {spec.removeprefix('PartitionSpec')}"
+        f"{path:{width[0]}}  {shape:{width[1]}}  {count:>{width[2]}}  {spec}"
         for path, shape, count, spec in rows
     ]
     held = sharding.bytes_per_device(run.abstract) / 2**20

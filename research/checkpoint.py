@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
 from research import tree
 from research.arguments import InputError
@@ -43,6 +44,7 @@ class Checkpoints:
     ):
         self.folder = epath.Path(folder).absolute()  # orbax refuses a relative one, at the save
         self.keep, self.keep_every, self.best_metric = keep, keep_every, best
+        self._is_remote = "://" in str(folder)
         mode = ocp.options.FileOptions(path_permission_mode=0o750)
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), file_options=mode)
         self._pending: int | None = None  # the step being written
@@ -79,6 +81,7 @@ class Checkpoints:
             raise OSError(f"{self.folder / str(step)} was not saved: {reason}") from error
         if step is not None:
             self._prune()
+            multihost_utils.sync_global_devices("pruned")  # all see the same steps
 
     def close(self) -> None:
         """Waits, then ends the background threads."""
@@ -137,18 +140,19 @@ class Checkpoints:
         """Deletes steps that need not be kept, and what killed or failed saves left behind."""
         if jax.process_index() != 0:
             return
-        steps, is_local = self.steps(), "://" not in str(self.folder)
+        steps = self.steps()
         for path in self.folder.glob("*"):
-            is_torn = path.name.isdecimal() and int(path.name) not in steps and not is_local
-            if is_torn or path.name.endswith(UNFINISHED):
+            is_torn = path.name.isdecimal() and int(path.name) not in steps
+            if (is_torn and self._is_remote) or path.name.endswith(UNFINISHED):
                 path.rmtree()
         kept = {self.best(), *steps[-self.keep :]}
         kept |= {step for step in steps if self.keep_every and step % self.keep_every == 0}
         for path in (self.folder / str(step) for step in steps if step not in kept):
-            if is_local:  # invisible in one move: a kill never leaves half a step listed
-                path = path.rename(path.with_name(path.name + ".deleted"))
-            else:  # an object store cannot rename
+            # Invisible in one move, so that a kill never leaves half a step listed.
+            if self._is_remote:  # an object store cannot rename
                 (path / COMMITTED).unlink()
+            else:
+                path = path.rename(path.with_name(path.name + ".deleted"))
             path.rmtree()
 
 

@@ -47,8 +47,8 @@ def generate(
         room = context - len(ids)
         if room < (max_tokens or 1):
             raise InputError(
-                f"the prompt {prompt[:40]!r} has {len(ids)} tokens and leaves room for {max(room, 0)} "
-                f"of the context of {context}; shorten it, or ask for fewer --max-tokens"
+                f"the prompt {prompt[:40]!r} has {len(ids)} tokens and leaves room for "
+                f"{max(room, 0)} in the context of {context}; shorten it, or lower --max-tokens"
             )
     numbers = dict(temperature=temperature, top_k=top_k, top_p=top_p)
     compiled = jax.jit(

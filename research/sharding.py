@@ -102,8 +102,9 @@ def param_shardings(
             if size % parts:
                 if leaf.size > SMALL and name not in replicate:
                     raise InputError(
-                        f"parameter {path} {leaf.shape}: axis {name!r} of {size} does not divide over "
-                        f"mesh axis {rule!r} of {parts}; change one, or set config.mesh.replicate={name}"
+                        f"parameter {path} {leaf.shape}: axis {name!r} of {size} does not divide "
+                        f"over mesh axis {rule!r} of {parts}; change one of them, or set "
+                        f"config.mesh.replicate={name}"
                     )
                 notes.append(f"{path} {leaf.shape}: axis {name!r} does not divide by {parts}")
                 rule = None

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -245,6 +246,36 @@ def test_reading_leaves_an_unfinished_save_of_another_run_alone(tmp_path):
     assert (tmp_path / "2.orbax-checkpoint-tmp").exists()
 
 
+def test_without_renames_old_steps_and_torn_ones_go_too(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints._is_remote = True  # as in an object store, where steps are written in place
+    (tmp_path / "7/state").mkdir(parents=True)  # killed before its commit
+    checkpoints.save(8, small())
+    checkpoints.save(9, small())
+    checkpoints.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["9"]
+
+
+def test_a_kill_in_the_middle_of_a_deletion_leaves_no_torn_step(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, small())
+    checkpoints.wait()
+
+    def killed(path, *_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(checkpoints.folder), "rmtree", killed)
+    checkpoints.save(2, small())
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.wait()
+    monkeypatch.undo()
+    assert checkpoints.steps() == [2]
+    assert {path.name for path in tmp_path.iterdir()} == {"1.deleted", "2"}
+    checkpoints.save(3, small())
+    checkpoints.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["3"]
+
+
 def test_a_step_is_written_once_and_a_relative_folder_works(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkpoints = Checkpoints("run/checkpoints")
@@ -296,3 +327,57 @@ def test_killed_saves_leave_only_whole_steps_and_nothing_else(tmp_path):
     resumed.close()
     assert {path.name for path in folder.iterdir()} == {str(step) for step in resumed.steps()}
     assert len(resumed.steps()) == 2
+
+
+PROCESS = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from research.checkpoint import Checkpoints
+rank, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank, initialization_timeout=60)
+auto = (jax.sharding.AxisType.Auto,) * 2
+mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=auto)
+along, across = NamedSharding(mesh, P("data", "model")), NamedSharding(mesh, P(None, "data"))
+make = jax.jit(lambda x: jnp.arange(64.0).reshape(8, 8) + x, out_shardings=along)
+double = jax.jit(lambda w: w * 2, donate_argnums=0)
+checkpoints = Checkpoints(folder, keep=2, best=("loss", "min"))
+for step in range(1, 6):
+    w = make(step)
+    checkpoints.save(step, {"params": {"w": w}}, {"loss": (step - 2) ** 2})
+    double(w)
+checkpoints.wait()
+assert checkpoints.steps() == [2, 4, 5], checkpoints.steps()
+wanted = {"params": {"w": jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=across)}}
+for step in checkpoints.steps():
+    w = checkpoints.restore(step, wanted)["params"]["w"]
+    assert w.sharding == across
+    truth = np.arange(64.0, dtype=np.float32).reshape(8, 8) + step
+    for shard in w.addressable_shards:
+        np.testing.assert_array_equal(np.asarray(shard.data), truth[shard.index])
+checkpoints.close()
+print("whole")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_save_prune_and_restore_together(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(rank), port, str(tmp_path / "checkpoints")],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=60)[0] for process in processes]
+    finally:
+        for process in processes:  # one that failed leaves the other waiting
+            process.kill()
+    assert [output.split()[-1] for output in outputs] == ["whole", "whole"]
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"2", "4", "5"}

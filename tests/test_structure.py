@@ -1,4 +1,4 @@
-"""The shape of the code, held by tests: who may import whom, where flax may appear, how long it is."""
+"""The shape of the code: who may import whom, where flax may appear, how long files are."""
 
 import ast
 from pathlib import Path
@@ -59,11 +59,15 @@ def test_flax_appears_in_models_only():
 def test_configs_import_nothing_but_configs():
     for path in (ROOT / "configs").rglob("*.py"):
         for module in imports(path):
-            assert module.split(".")[0] in ("configs", "ml_collections", "typing"), f"{path}: {module}"
+            assert module.split(".")[0] in ("configs", "ml_collections", "typing"), (
+                f"{path}: {module}"
+            )
 
 
 def test_the_loop_and_the_step_are_at_most_350_lines():
-    count = sum(len((ROOT / "research" / f).read_text().splitlines()) for f in ("train.py", "step.py"))
+    count = sum(
+        len((ROOT / "research" / f).read_text().splitlines()) for f in ("train.py", "step.py")
+    )
     assert count <= 350
 
 

@@ -1,4 +1,4 @@
-"""Whole runs: resume to the last bit, preemption, finished and foreign workdirs, and what is written."""
+"""Whole runs: resume to the last bit, preemption, foreign workdirs, and what is written."""
 
 import json
 import os

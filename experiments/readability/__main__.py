@@ -49,7 +49,9 @@ def code_lines(path: Path) -> int:
         if token.type not in skipped and token.type != tokenize.ENDMARKER:
             held.update(range(token.start[0], token.end[0] + 1))
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
             docstring = node.body[0]
             held -= set(range(docstring.lineno, docstring.end_lineno + 1))
     return len(held)

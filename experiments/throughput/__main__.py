@@ -225,7 +225,9 @@ def table(result: dict) -> str:
     ]
     for name, row in result["rows"].items():
         ms, ratio = row["ms"], row.get("anneal_speedup")
-        against = f"{ratio['min']:.2f} / {ratio['median']:.2f} / {ratio['max']:.2f}" if ratio else ""
+        against = (
+            f"{ratio['min']:.2f} / {ratio['median']:.2f} / {ratio['max']:.2f}" if ratio else ""
+        )
         lines.append(
             f"| {name} | {ms['min']:.1f} / {ms['median']:.1f} / {ms['max']:.1f} "
             f"| {row['tokens_per_s']:,.0f} | {against} |"

@@ -20,7 +20,7 @@ END, SYMBOLS, BITS = 256, 257, 9
 def bits_per_byte(train: Sequence[bytes], heldout: Sequence[bytes], order: int = 5) -> float:
     """Returns the code length of `heldout` in bits, over its bytes (ends are paid, not counted).
 
-    `order` counts the predicted byte: 5 is a context of 4. At most 7, so that an n-gram is an int64.
+    `order` counts the predicted byte: 5 is a context of 4. At most 7: an n-gram is one int64.
     """
     if not 1 <= order <= 7:
         raise ValueError(f"order={order}; expected 1 to 7")
@@ -43,20 +43,18 @@ def bits_per_byte(train: Sequence[bytes], heldout: Sequence[bytes], order: int =
 
 
 def _ngrams(documents: Sequence[bytes], order: int) -> np.ndarray:
-    """Returns one int64 a predicted symbol: the symbol in the lowest 9 bits, its past above."""
-    pad = np.full(order - 1, END, np.int64)
-    symbols = np.concatenate(
-        [np.concatenate([pad, np.frombuffer(d, np.uint8), [END]]) for d in documents]
-    ).astype(np.int64)
+    """Returns one int64 for each predicted symbol: itself in the lowest 9 bits, its past above."""
+    pad = np.full(order - 1, END, np.int16)
+    parts = [part for d in documents for part in (pad, np.frombuffer(d, np.uint8), [END])]
+    symbols = np.concatenate(parts).astype(np.int64)
+    sizes = [size for d in documents for size in (order - 1, len(d) + 1)]
+    predicted = np.repeat(
+        np.arange(len(sizes)) % 2 == 1, sizes
+    )  # not the symbols before a document
     grams = np.zeros(len(symbols) - order + 1, np.int64)
     for position in range(order):
         grams = grams << BITS | symbols[position : position + len(grams)]
-    # The symbols that pad the next document are not predicted.
-    lengths = np.array([len(document) + order for document in documents])
-    is_first = np.zeros(len(symbols), bool)
-    is_first[np.cumsum(lengths) - lengths] = True
-    ...
-    return grams
+    return grams[predicted[order - 1 :]]
 
 
 def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:

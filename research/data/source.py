@@ -55,8 +55,8 @@ def make_batches(
     each epoch, 8 bytes a row). Host `index` of `count` gets its contiguous part of every batch; no
     number of hosts or workers changes a batch, and seeking is free. One pass has
     ceil(num_rows / batch) batches, unshuffled. `workers` processes make batches; then `row` must
-    pickle. A row that raises RecordError is replaced by zeros and named on stderr, up to
-    `skip_budget` records a host (counted anew after a restart).
+    pickle. Only the names in `spec` are taken from a row. One that raises RecordError is replaced
+    by zeros and named on stderr, up to `skip_budget` records a host (counted anew after a restart).
 
     Raises RecordError for a corrupt record without a budget, InputError beyond the budget, or for a
     batch that the hosts cannot share equally.
@@ -125,14 +125,18 @@ def _within_budget(made: Iterable[tuple[Batch, list[str]]], budget: int) -> Iter
 
 
 def skip_record(error: str, skipped: set[str], budget: int) -> None:
-    """Names a corrupt record on stderr and adds it to `skipped`; raises beyond the budget."""
+    """Adds a corrupt record to `skipped` and names it on stderr; raises beyond the budget."""
     if budget == 0:
         raise RecordError(f"{error}; repair it, or allow for it by skip_budget")
-    if error not in skipped:
-        skipped.add(error)
-        print(f"skipped record {len(skipped)} of at most {budget}: {error}", file=sys.stderr)
+    skipped.add(error)
     if len(skipped) > budget:
         raise InputError(f"more than skip_budget={budget} corrupt records; the last one: {error}")
+    _warn(f"skipped: {error}")
+
+
+@functools.cache
+def _warn(message: str) -> None:  # once
+    print(message, file=sys.stderr)
 
 
 def prefetch(iterator: Iterator[Any], put: Callable[[Any], Any], depth: int = 2) -> Iterator[Any]:

@@ -17,7 +17,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -64,30 +64,22 @@ def make(
     (None when packing "none" cuts documents short).
     Raises InputError for text that cannot be used, RecordError for a corrupt document.
     """
-    read = functools.partial(find("data.readers", reader), path, field=field)
-    records = read(split=split)
+    read = functools.cache(lambda name: find("data.readers", reader)(path, name, field))
     root = Path(cache or os.environ.get("ANNEAL_CACHE") or "~/.cache/anneal").expanduser()
-    if tokenizer_path:
-        codec = tokenizers.load(tokenizer_path)
-    elif tokenizer == "bytes":
-        codec = tokenizers.train(tokenizer, [], vocab_size)
-    else:
-        source = records if split == "train" else read(split="train")
-        codec = _learned(source, tokenizer, vocab_size, root, skip_budget)
-    key = _digest(FORMAT, records.fingerprint, codec.fingerprint, split)
-    store = cached(root / f"tokens-{key}", lambda to: _tokenise(records, codec, skip_budget, to))
-    info = json.loads((store / "info.json").read_text())
-    skipped: set[str] = set()
+    codec = _tokenizer(read, tokenizer, vocab_size, tokenizer_path, root, skip_budget)
+    key = _digest(FORMAT, read(split).fingerprint, codec.fingerprint, split)
+    store = root / f"tokens-{key}"
+    cached(store, lambda to: _tokenise(read(split), codec, skip_budget, to))
+    tokens, info = next(store.glob("tokens.*")), json.loads((store / "info.json").read_text())
+    num_tokens, skipped = info["num_tokens"], set()
     for error in info["skipped"]:
         skip_record(error, skipped, skip_budget)
-    tokens = next(store.glob("tokens.*"))
-    num_tokens = info["num_tokens"]
     if len(_open(tokens)) != num_tokens + 1:
         raise InputError(f"the cache {store} is damaged; delete it")
     if num_tokens < (needed := 1 if packing == "none" else context):
-        raise InputError(
-            f"split {split} has {num_tokens} tokens, a row needs {needed}; set a smaller context"
-        )
+        advice = "set a smaller context, or give more text"
+        raise InputError(f"split {split} has {num_tokens} tokens, a row needs {needed}; {advice}")
+    dtypes = dict(tokens=np.int32, targets=np.int32, weight=np.float32)
     if packing == "stream":
         num_rows = -(-num_tokens // context)
         row = functools.partial(_window, tokens, context, seed if split == "train" else None)
@@ -98,24 +90,15 @@ def make(
         cached(plan, lambda to: write_plan(store / "offsets.npy", context, packing, to))
         num_rows = len(_open(plan / "rows.npy")) - 1
         row = functools.partial(_packed, tokens, context, plan)
+        dtypes |= dict(segments=np.int32, positions=np.int32)
         info["num_tokens"] = int(_open(plan / "spans.npy")[:, 1].sum())
         info["num_bytes"] = info["num_bytes"] if info["num_tokens"] == num_tokens else None
     info |= dict(vocab_size=codec.vocab_size, context=context, tokenizer=codec.kind)
     info["fingerprint"] = _digest(key, packing, context)
-    names = ["tokens", "targets", "weight"] + ["segments", "positions"] * (packing != "stream")
-    dtypes = {name: np.float32 if name == "weight" else np.int32 for name in names}
     spec = {name: jax.ShapeDtypeStruct((batch, context), dtype) for name, dtype in dtypes.items()}
-    batches = make_batches(
-        row,
-        num_rows,
-        spec=spec,
-        batch=batch,
-        seed=seed,
-        shuffle=split == "train",
-        repeat=split == "train",
-        workers=workers,
-        skip_budget=skip_budget,
-    )
+    order = dict(seed=seed, shuffle=split == "train", repeat=split == "train")
+    care = dict(workers=workers, skip_budget=skip_budget)
+    batches = make_batches(row, num_rows, spec=spec, batch=batch, **order, **care)
     return Source(spec, info, -(-num_rows // batch), batches, codec)
 
 
@@ -132,14 +115,23 @@ def _texts(records: Records, budget: int, skipped: set[str]) -> Iterator[str | N
             yield None
 
 
-def _learned(
-    records: Records, kind: str, vocab_size: int | None, root: Path, budget: int
+def _tokenizer(
+    read: Callable[[str], Records],
+    kind: str,
+    vocab_size: int | None,
+    saved: str | None,
+    root: Path,
+    budget: int,
 ) -> Tokenizer:
+    """Returns the saved tokenizer, or the one learned from the train split, once."""
+    if saved or kind == "bytes":
+        return tokenizers.load(saved) if saved else tokenizers.train(kind, [], vocab_size)
+
     def write(folder: Path) -> None:
-        texts = (text for text in _texts(records, budget, set()) if text is not None)
+        texts = (text for text in _texts(read("train"), budget, set()) if text is not None)
         tokenizers.train(kind, texts, vocab_size).save(folder / "tokenizer.json")
 
-    key = _digest(FORMAT, records.fingerprint, kind, vocab_size)
+    key = _digest(FORMAT, read("train").fingerprint, kind, vocab_size)
     return tokenizers.load(cached(root / f"tokenizer-{key}", write) / "tokenizer.json")
 
 
@@ -162,9 +154,7 @@ def _tokenise(records: Records, codec: Tokenizer, budget: int, folder: Path) -> 
     np.save(folder / "offsets.npy", offsets)
     info = dict(num_tokens=int(offsets[-1]) - 1, num_bytes=num_bytes, num_documents=records.count)
     (folder / "info.json").write_text(json.dumps(info | dict(skipped=sorted(skipped))))
-    print(
-        "tokenised {num_documents} documents: {num_tokens} tokens".format(**info), file=sys.stderr
-    )
+    print(f"tokenised {records.count} documents: {info['num_tokens']} tokens", file=sys.stderr)
 
 
 @functools.lru_cache(maxsize=16)
@@ -189,8 +179,7 @@ def _window(
     length = min(context, total - index * context)
     start = (index * context + (0 if seed is None else _phase(seed, epoch, context))) % total
     before = min(length, total - start)
-    row = _fill(tokens, [(start, before), (0, length - before)], context)
-    return {name: row[name] for name in ("tokens", "targets", "weight")}
+    return _fill(tokens, [(start, before), (0, length - before)], context)
 
 
 def _packed(

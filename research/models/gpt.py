@@ -17,7 +17,7 @@ from flax import nnx
 from research.arguments import Count, Fraction, InputError, Positive
 from research.kernels.matmul import compute_dtype, einsum
 from research.models.functional import Model, functional
-from research.models.layers import MLP, Attention, Norm, NormKind, constant, dropout, param, rotary
+from research.models.layers import MLP, Attention, Norm, NormKind, dropout, param, rotary
 from research.sharding import constrain
 
 Array = jax.Array

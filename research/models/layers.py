@@ -1,5 +1,5 @@
-"""Layers that the transformers share: parameters with logical axes, normalisation, rotary positions,
-attention and the two feed-forward forms.
+"""Layers that the transformers share: parameters with logical axes, normalisation, rotary
+positions, attention and the two feed-forward forms.
 
 Shape suffixes: b batch, t time, d width, f feed-forward width, h query heads, g key-value heads,
 k head dimension, s cache slots.

@@ -1,4 +1,4 @@
-"""Adam's moments (arXiv:1412.6980). With `decay` behind it in the chain: AdamW (arXiv:1711.05101)."""
+"""Adam's moments (arXiv:1412.6980); with `decay` behind it in the chain: AdamW (1711.05101)."""
 
 import optax
 

@@ -1,6 +1,6 @@
 """Causal language modelling: predict each next token.
 
-A batch holds tokens, targets (b, t), weight (b, t), and for packed documents segments and positions.
+A batch holds tokens, targets and weight (b, t), and for packed documents segments and positions.
 """
 
 import math

@@ -26,7 +26,7 @@ def is_held_out(split: str) -> bool:
 
 def in_split(name: str, split: str) -> bool:
     """Tells whether document `name` belongs to `split`: about 5 % of all names are validation."""
-    number = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
+    number = int(hashlib.sha256(name.encode()).hexdigest(), 16)
     return (number % 20 == 0) == is_held_out(split)
 
 
