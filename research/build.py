@@ -160,13 +160,8 @@ def work_and_peak(run: Run) -> tuple[dict[str, float], float | None]:
     peak = flops.peak(run.mesh.devices.flat[0])
     if peak is None:
         return {}, None
-    config = arguments(run.config.model)
-    if "attention" in config:  # the products inside a fused kernel cannot be counted
-        config["attention"] = "xla"
-    model = lookup.find("models", run.config.model.name)(**config, precision=run.config.precision)
-    step = make_eval_step(model, run.task)
-    variables = weights(run.abstract, "raw")
-    full, causal = flops.training_flops(flops.count(step, variables, run.source.spec))
+    forward = flops.count(run.eval_step, weights(run.abstract, "raw"), run.source.spec)
+    full, causal = flops.training_flops(forward)
     return {"full": full, "causal": causal}, peak * run.mesh.size
 
 

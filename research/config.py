@@ -165,6 +165,11 @@ def _override(values: dict, override: str) -> None:
         values = values.setdefault(key, {})
         if not isinstance(values, dict):
             raise InputError(f"{'.'.join(keys[:depth])} is a value, so {path} cannot be set")
+    if (
+        keys[-1] == "chain"
+    ):  # another chain leaves behind the sections that the file wrote for its own
+        for name in set(values) - {name.strip(" ()'\"") for name in text.split(",")}:
+            del values[name]
     values[keys[-1]] = Text(text)
 
 

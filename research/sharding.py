@@ -17,7 +17,7 @@ from research.arguments import InputError
 
 AXES = ("stage", "data", "fsdp", "seq", "tensor", "expert")
 RULES: dict[str, Any] = {
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
     "sequence": "seq",
     "embed": "fsdp",
     "vocab": "tensor",
@@ -67,11 +67,11 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def batch_sharding(mesh: Mesh, batch: int) -> NamedSharding:
-    """Returns the sharding of a batch: examples over data and fsdp. Raises InputError if uneven."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    """Returns the sharding of a batch: examples over data, fsdp and expert. Raises InputError if uneven."""
+    shards = int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
     if batch % shards:
         raise InputError(
-            f"a batch of {batch} does not divide over data x fsdp = {shards} devices; "
+            f"a batch of {batch} does not divide over data x fsdp x expert = {shards}; "
             f"use a multiple of {shards} or a smaller mesh"
         )
     return NamedSharding(mesh, spec("batch"))

@@ -20,6 +20,8 @@ from jax.sharding import PartitionSpec as P
 from research.arguments import InputError
 from research.checkpoint import Checkpoints
 
+NAN = float("nan")
+
 
 class State(NamedTuple):
     step: Any
@@ -118,7 +120,9 @@ def test_newest_every_and_best_are_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "4", "7", "8"]
 
 
-@pytest.mark.parametrize("values", [(0.5, 0.9, float("nan"), 0.7, 0.6), (0.9, 0.5, 0.7, None, 0.6)])
+@pytest.mark.parametrize(
+    "values", [(0.5, 0.9, NAN, 0.7, 0.6), (NAN, 0.9, 0.5, NAN, 0.6), (0.9, 0.5, 0.7, None, 0.6)]
+)
 def test_a_nan_or_missing_metric_never_costs_the_best_step(tmp_path, values):
     checkpoints = Checkpoints(tmp_path, keep=1, best=("acc", "max"))
     for step, value in enumerate(values, start=1):
@@ -134,7 +138,7 @@ def test_a_nan_or_missing_metric_never_costs_the_best_step(tmp_path, values):
 
 def test_all_metrics_nan_means_no_best(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1, best=("loss", "min"))
-    checkpoints.save(1, small(), {"loss": float("nan")})
+    checkpoints.save(1, small(), {"loss": NAN})
     checkpoints.close()
     assert checkpoints.best() is None and checkpoints.steps() == [1]
 
@@ -250,6 +254,8 @@ def test_without_renames_old_steps_and_torn_ones_go_too(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints._is_remote = True  # as in an object store, where steps are written in place
     (tmp_path / "7/state").mkdir(parents=True)  # killed before its commit
+    (tmp_path / "7/_CHECKPOINT_METADATA").write_text("{}")
+    assert checkpoints.latest() is None
     checkpoints.save(8, small())
     checkpoints.save(9, small())
     checkpoints.close()

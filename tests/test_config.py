@@ -6,6 +6,7 @@ import pytest
 
 from research import config as config_lib
 from research.arguments import Count, Fraction, InputError, Text, complete
+from research.build import build
 
 TINY = "configs/nlp/gpt.py:tiny"
 
@@ -71,9 +72,8 @@ def test_every_default_is_recorded_and_a_key_the_file_does_not_mention_can_be_se
 )
 def test_a_wrong_override_is_one_line_that_names_the_key(override, message):
     with pytest.raises(InputError, match=message) as error:
-        config = config_lib.load(TINY, [override])
-        from research.build import build
-
+        decided = ["config.model.vocab_size=256", "config.model.context=32"]
+        config = config_lib.load(TINY, [override, *decided, "config.task.vocab_size=256"])
         build(config, with_data=False)
     assert "\n" not in str(error.value)
 

@@ -137,6 +137,15 @@ def test_pauses_are_no_part_of_a_step_and_are_summed_by_name(watch):
     assert "time/evaluate" not in watch.summary()
 
 
+def test_a_step_under_way_at_a_pause_counts_whole(watch):
+    watch.dispatched(Step(0.01))
+    watch.dispatched(Step(0.2))
+    with watch.pause("save"):
+        time.sleep(0.15)
+    watch._queue.join()
+    assert watch.summary()["time/device"] > 0.15  # 0.05 if the pause cut it short
+
+
 def test_the_first_step_only_starts_the_clock(watch):
     watch.dispatched(Step(0.3))
     assert watch.sentence().startswith("No step was timed")

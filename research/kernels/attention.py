@@ -7,8 +7,9 @@
 Shapes: b batch, t queries, s keys, h heads, d head size, k key-value heads.
 """
 
+import logging
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,8 @@ def attention(
                 f"attention of q, k, v {given}, {window=}, {causal=}: expected {expected}"
             )
     shapes = (q_bthd.dtype, q_bthd.shape, k_bshd.shape)
-    backend, _ = choose(backend, mesh.platform(), *shapes, cached, packed, mesh.shards())
+    backend, why = choose(backend, mesh.platform(), *shapes, cached, packed, mesh.shards())
+    _log("cached" if cached else "whole", backend, why)
     kv_segments_bs = segments_bt if own_keys else kv_segments_bs
     visible = partial(
         _visible, queries, keys, causal, window, segments_bt, kv_segments_bs, query_positions_bt
@@ -83,6 +85,12 @@ def attention(
         if cached or not own_keys:  # otherwise every query sees itself
             out_bthd = jnp.where(visible().any(-1)[:, :, None, None], out_bthd, 0)
     return out_bthd
+
+
+@cache
+def _log(kind: str, backend: str, why: str) -> None:
+    """Says once, while tracing, what runs."""
+    logging.getLogger("anneal").info("attention over %s sequences: %s (%s)", kind, backend, why)
 
 
 def choose(
@@ -119,7 +127,9 @@ def choose(
     if name == "splash":
         inexact = backend == "auto" and dtype == jnp.float32
         rules += [(inexact, "splash would not multiply in full float32")]
-        rules += [(queries % 128 or keys % 128, f"{(queries, keys)} are not multiples of 128")]
+        rules += [
+            (queries % 128 or keys % 128, f"lengths {(queries, keys)} are not multiples of 128")
+        ]
     else:
         rules += [(dim > 128 or dim % 8, f"head size {dim} is not a multiple of 8 up to 128")]
         rules += [(packed and (queries % 2 or keys % 2), "packed sequences have an odd length")]

@@ -13,9 +13,9 @@ from research.kernels.cross_entropy import cross_entropy
 from research.tasks import Aux, Task
 
 
-def make(vocab_size: Count | None = None, chunk: Count = 256) -> Task:
-    """Returns the task; `chunk` positions of logits are held at a time, for every example of a
-    device. `vocab_size` None: what the data says."""
+def make(vocab_size: Count | None = None, chunk: Count | None = None) -> Task:
+    """Returns the task; `chunk` positions of each example have their logits in memory at a time
+    (None: about 0.5 GiB a device). `vocab_size` None: what the data says."""
     if vocab_size is None:
         raise InputError("causal_lm needs vocab_size, or data that decides it")
 

@@ -34,12 +34,9 @@ def make(path: str | None, split: str, field: str) -> Records:
         with open(shard, "rb") as file:
             file.seek(max(size - (1 << 16), 0))
             digest.update(f"{shard.name} {size} ".encode() + hashlib.sha256(file.read()).digest())
-        try:
-            readers.append(ArrayRecordReader(str(shard)))
-        except RuntimeError as error:
-            raise InputError(f"{shard} is not an ArrayRecord file: {error}") from None
+        readers.append(ArrayRecordReader(str(shard)))
         if not readers[-1].ok():  # it says so only when asked, and then has no records
-            raise InputError(f"the index of {shard} is damaged; write or copy the file again")
+            raise InputError(f"{shard} is no ArrayRecord file, or its index is damaged; replace it")
         records += [
             (len(readers) - 1, index)
             for index in range(readers[-1].num_records())

@@ -1,0 +1,84 @@
+"""Sampling: each cut keeps what it says, and generation equals decoding step by step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.decode.sample import decode, sample
+from research.models import gpt
+
+
+def frequencies(logits, count=4000, **options):
+    rows = jnp.broadcast_to(jnp.asarray(logits), (count, len(logits)))
+    drawn = np.asarray(jax.jit(lambda rows: sample(rows, jax.random.key(0), **options))(rows))
+    return np.bincount(drawn, minlength=len(logits)) / count
+
+
+LOGITS = np.log([0.5, 0.25, 0.15, 0.1])
+
+
+def test_sampling_follows_the_probabilities():
+    np.testing.assert_allclose(frequencies(LOGITS), [0.5, 0.25, 0.15, 0.1], atol=0.03)
+
+
+def test_temperature_sharpens_and_zero_is_greedy():
+    sharp = np.array([0.5, 0.25, 0.15, 0.1]) ** 2
+    np.testing.assert_allclose(frequencies(LOGITS, temperature=0.5), sharp / sharp.sum(), atol=0.03)
+    np.testing.assert_array_equal(frequencies(LOGITS, temperature=0.0), [1, 0, 0, 0])
+
+
+def test_top_k_keeps_the_k_likeliest():
+    np.testing.assert_allclose(frequencies(LOGITS, top_k=2), [2 / 3, 1 / 3, 0, 0], atol=0.03)
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_p():
+    np.testing.assert_allclose(frequencies(LOGITS, top_p=0.7), [2 / 3, 1 / 3, 0, 0], atol=0.03)
+    np.testing.assert_array_equal(frequencies(LOGITS, top_p=0.01), [1, 0, 0, 0])
+    all_kept = frequencies(LOGITS, top_p=1.0)
+    assert (all_kept > 0).all()
+
+
+def test_top_p_applies_to_what_top_k_left():
+    np.testing.assert_array_equal(frequencies(LOGITS, top_k=2, top_p=0.6), [1, 0, 0, 0])
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_greedy_generation_equals_the_whole_text_run_again_for_each_token(positions):
+    model = gpt.make(
+        vocab_size=40, context=24, num_layers=2, num_heads=2, width=16, positions=positions
+    )
+    variables = jax.tree.map(lambda x: x * 5, model.init(jax.random.key(0)))
+    prompts = [[3, 1, 4, 1, 5], [9], [2, 6, 5]]
+    padded = np.full((3, 8), 7, np.int32)
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    inputs = {"tokens": padded, "lengths": np.array([5, 1, 3], np.int32)}
+    end = 39
+    new = jax.jit(
+        lambda inputs: decode(
+            model, variables, inputs, jax.random.key(0), max_tokens=10, end=end, temperature=0.0
+        )
+    )(inputs)
+    whole = jax.jit(lambda tokens: model.apply(variables, tokens)[0])  # causal: padding is unseen
+    for prompt, row in zip(prompts, np.asarray(new), strict=True):
+        text = list(prompt)
+        for token in row:
+            logits = whole(jnp.array([text + [0] * (24 - len(text))]))
+            best = int(jnp.argmax(logits[0, len(text) - 1]))
+            assert token == best
+            text.append(best)
+            if best == end:
+                break
+
+
+def test_after_the_end_comes_only_the_end():
+    model = gpt.make(vocab_size=4, context=16, num_layers=1, num_heads=1, width=8)
+    variables = model.init(jax.random.key(0))
+    inputs = {"tokens": np.zeros((16, 1), np.int32), "lengths": np.ones(16, np.int32)}
+    new = np.asarray(
+        decode(model, variables, inputs, jax.random.key(1), max_tokens=15, end=2, temperature=1.0)
+    )
+    for row in new:
+        ends = np.flatnonzero(row == 2)
+        assert len(ends) and (row[ends[0] :] == 2).all()
