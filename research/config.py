@@ -1,8 +1,8 @@
 """A config file -> checked, complete, frozen values.
 
 `load("configs/nlp/gpt.py:tiny", ["config.optim.lr.peak=3e-4"])` runs the file's `get_config`,
-applies the overrides, checks every key against the signature that will receive it, and fills in every
-default, so that config.json says all there is to know about a run.
+applies the overrides, checks every key against the signature that will receive it, and fills in
+every default, so that config.json says all there is to know about a run.
 """
 
 import importlib.util

@@ -31,7 +31,7 @@ def constant(shape: tuple[int, ...], axes: tuple[str, ...], value: float) -> nnx
 
 
 def dropout(x: Array, rate: Any, key: Array | None) -> Array:
-    """Zeroes elements with probability `rate` (may be a tracer) and rescales; no key, no dropout."""
+    """Zeroes elements with probability `rate` (may be a tracer) and rescales; no key: as is."""
     if key is None or (isinstance(rate, (int, float)) and rate == 0):
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)

@@ -197,7 +197,8 @@ def test_closing_prefetch_closes_what_it_reads():
         finally:
             closed.append(True)
 
-    batches = prefetch(count(), lambda x: x)
+    read = count()  # held here, so that only an explicit close ends it
+    batches = prefetch(read, lambda x: x)
     assert next(batches) == 0
     batches.close()
     assert closed and not threads()

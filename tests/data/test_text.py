@@ -269,6 +269,18 @@ def test_a_changed_file_is_tokenised_anew(folder):
     assert sum(source.info["num_bytes"] for source in sources) == size
 
 
+def test_a_changed_text_gets_another_tokenizer_and_another_tokenizer_other_ids(folder):
+    options = dict(tokenizer="bpe", vocab_size=270)
+    before = make(folder, **options)
+    with open(first_document(folder, "train"), "a") as file:
+        file.write("zebra " * 500)
+    after = make(folder, **options)
+    assert len(after.tokenizer.encode(["zebra"])[0]) < len(before.tokenizer.encode(["zebra"])[0])
+    for source in (after, make(folder, tokenizer="bpe", vocab_size=290), make(folder)):
+        targets = joined(source.batches(one_pass=True))["targets"]
+        assert "zebra zebra" in source.tokenizer.decode(targets.ravel())
+
+
 def test_a_truncated_cache_is_refused(folder, cache):
     make(folder)
     (tokens,) = cache.glob("tokens-*/tokens.*")

@@ -66,6 +66,8 @@ def test_bpe_equals_the_merges_learned_by_hand():
     ids = tokenizer.encode(["aab", "aa", "b"])
     assert [len(i) for i in ids] == [1, 1, 1]
     assert tokenizer.decode(ids[0]) == "aab"
+    smaller = tokenizers.train("bpe", ["aab", "aab", "aab", "aa"], 258)
+    assert smaller.vocab_size == 258 and len(smaller.encode(["aab"])[0]) == 2
 
 
 def test_broken_utf8_decodes_to_replacement_characters():
