@@ -67,7 +67,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def batch_sharding(mesh: Mesh, batch: int) -> NamedSharding:
-    """Returns the sharding of a batch, examples over data, fsdp and expert; InputError if uneven."""
+    """Returns the sharding of a batch: its examples over data, fsdp and expert, evenly."""
     shards = int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
     if batch % shards:
         raise InputError(

@@ -142,9 +142,8 @@ def test_a_bad_batch_costs_one_update_and_nothing_else():
     bad = {**other, "weight": other["weight"] * np.float32("nan")}
     after, metrics = step(state, bad)
     assert metrics["refused"] == 1 and after.step == state.step + 1
-    for a, b in zip(
-        jax.tree.leaves(state._replace(step=0)), jax.tree.leaves(after._replace(step=0))
-    ):
+    before, kept = (jax.tree.leaves(s._replace(step=0)) for s in (state, after))
+    for a, b in zip(before, kept, strict=True):
         np.testing.assert_array_equal(a, b)
     empty, metrics = step(state, {**other, "weight": other["weight"] * 0})
     assert metrics["refused"] == 1

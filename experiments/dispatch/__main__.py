@@ -2,9 +2,9 @@
 
     python -m experiments.dispatch
 
-Dispatch is the time until the call returns, with the device idle before it: medians over many calls
-of a 12-layer GPT so narrow that the arithmetic is nothing. The start is that of a fresh process that
-trains one step of configs/nlp/gpt.py:tiny, its compilation cached by a run before.
+Dispatch is the time until the call returns, with the device idle before it: medians over many
+calls of a 12-layer GPT so narrow that the arithmetic is nothing. The start is that of a fresh
+process that trains one step of configs/nlp/gpt.py:tiny, its compilation cached by a run before.
 """
 
 import json

@@ -2,8 +2,8 @@
 
     python -m experiments.nano_shakespeare --path=input.txt [--seeds=3]
 
-Trains configs/nlp/gpt.py:shakespeare for each seed and writes results/results.json: the loss over the
-whole last 10 % of the text, for every seed, with mean and 95 % t interval.
+Trains configs/nlp/gpt.py:shakespeare for each seed and writes results/results.json: the loss over
+the whole last 10 % of the text, for every seed, with mean and 95 % t interval.
 """
 
 import argparse
