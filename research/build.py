@@ -130,10 +130,13 @@ def put(run: Run, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), batch)
 
 
-def batches(run: Run, source: Source, start: int = 0) -> Iterator[dict[str, jax.Array]]:
-    """Yields batches of `source` from step `start` on, on the mesh, read and put ahead of use."""
+def batches(
+    run: Run, source: Source, start: int = 0, one_pass: bool = False
+) -> Iterator[dict[str, jax.Array]]:
+    """Yields batches of `source` from step `start` on, on the mesh, read and put ahead of use;
+    without end, or each example once (`one_pass`)."""
     shard = (jax.process_index(), jax.process_count())
-    return prefetch(source.batches(start, shard), lambda batch: put(run, batch))
+    return prefetch(source.batches(start, shard, one_pass), lambda batch: put(run, batch))
 
 
 def jit_train_step(run: Run, donate: bool = True) -> Callable:

@@ -16,7 +16,7 @@ def evaluate_split(
 ) -> dict[str, float]:
     """Returns the numbers of a whole split: each metric's sum over its weight, and the task's
     report. `eval_step` is jitted; float64 sums on the host do not depend on the batch size."""
-    sums = [eval_step(variables, batch) for batch in build.batches(run, source)]
+    sums = [eval_step(variables, batch) for batch in build.batches(run, source, one_pass=True)]
     totals: dict[str, list[float]] = {}
     for batch in jax.device_get(sums):
         for name, pair in batch.items():

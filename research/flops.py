@@ -30,6 +30,8 @@ PEAK_FLOPS = {
 
 
 class Flops(NamedTuple):
+    """Floating-point operations, a multiplication and an addition counting two."""
+
     total: int
     attention: int  # those inside jax.named_scope("attention")
 

@@ -64,7 +64,6 @@ def train(
         if start >= last:
             say(f"nothing to do: {folder} already has {start} of {config.steps} steps")
             return Result(start, False, {})
-        workdir.write_config(path, config, run.source.tokenizer)
         say(build.describe(run))
         say(f"going on after step {start} of {config.steps}" if start else f"training in {folder}")
 
@@ -77,6 +76,7 @@ def train(
             closing(build.batches(run, run.source, start)) as batches,
             closing(Stopwatch()) as watch,
         ):
+            workdir.write_config(path, config, run.source.tokenizer)
             log = Log(run, writer, watch)
             for step, batch in enumerate(watch.inputs(batches), start + 1):
                 with trace(path, step, profile):

@@ -48,7 +48,7 @@ def own_cache(tmp_path, monkeypatch):
         ("config.data.reader=flies", "did you mean 'files'"),
         ("config.optim.lr.warmup=20", "does not fit into 20 steps"),
         ("config.data.context=100000", "context"),
-        ("config.log.wandb=project", "pip install wandb"),
+        ("config.log.wandb=project", "install wandb"),
     ],
 )
 def test_a_wrong_value_is_one_line_and_exit_code_2(override, expected, text, tmp_path, capsys):

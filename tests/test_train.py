@@ -183,6 +183,7 @@ def test_evaluate_repeats_what_training_measured(text, whole):
     raw = evaluate(str(whole), weights="raw")
     assert raw["loss"] != result["loss"]
     assert evaluate(str(whole), step="4")["step"] == 4
+    assert evaluate(str(whole), split="train")["loss"] > 0  # one pass, though training repeats it
     with pytest.raises(InputError, match="no such checkpoint|no checkpoint"):
         evaluate(str(whole), step="5")
     with pytest.raises(InputError, match="train into it first"):
