@@ -21,14 +21,14 @@ def default() -> dict:
     """4 layers of 192, context 128, BPE of 2,048."""
     return dict(
         seed=0,
-        steps=1_200,
+        steps=1_000,
         batch=8,
         model=dict(name="gpt", num_layers=4, num_heads=6, width=192, unroll=4),
         task=dict(name="causal_lm"),
         data=dict(name="text", reader="stdlib", tokenizer="bpe", vocab_size=2_048, context=128),
         optim=adamw(4e-3, warmup=100, final=0.05),
-        eval=dict(every=400),
-        checkpoint=dict(every=400),
+        eval=dict(every=250),
+        checkpoint=dict(every=500),
         log=dict(every=20),
     )
 
