@@ -98,6 +98,8 @@ def torch_peer(size: dict, compiled: bool) -> Callable[[np.ndarray], float]:
             attn_pdrop=0.0,
             attn_implementation="sdpa",
             use_cache=False,
+            bos_token_id=None,
+            eos_token_id=None,
         )
     ).to(device)
     optimizer = torch.optim.AdamW(
@@ -115,7 +117,7 @@ def torch_peer(size: dict, compiled: bool) -> Callable[[np.ndarray], float]:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return float(loss)
+        return float(loss.detach())
 
     return call
 
@@ -220,7 +222,7 @@ def table(result: dict) -> str:
     lines = [
         f"{result['size']} on {result['device']}, {result['precision']}",
         "",
-        "| | ms a step, min / median / max | tokens/s | time relative to anneal |",
+        "| | ms a step, min / median / max | tokens/s | speed of anneal relative to it, min / median / max |",
         "|---|---|---|---|",
     ]
     for name, row in result["rows"].items():
