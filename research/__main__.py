@@ -10,14 +10,21 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
 
 from research.arguments import InputError
 
 BAD_INPUT, LOCKED, PREEMPTED = 2, 3, 75
+OVERRIDES = "--config.key=value overrides any value of the config"
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports bad usage as one line, like every other bad input."""
+    """Reports bad usage as one line, like every other bad input; no option may be abbreviated."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(allow_abbrev=False, **arguments)
 
     def error(self, message: str) -> None:
         raise InputError(f"{message}; see `{self.prog} --help`")
@@ -30,12 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments, rest = parser().parse_known_args(argv)
         unknown = [text for text in rest if not text.startswith("--config.")]
-        if unknown or (rest and arguments.verb is not train):
-            raise InputError(f"unknown argument {(unknown or rest)[0]!r}; see `anneal --help`")
+        if unknown:
+            raise InputError(f"unknown argument {unknown[0]!r}; see `anneal --help`")
+        _check_workdir(arguments.workdir)
         _keep_compilations()
         return arguments.verb(arguments, rest)
     except InputError as error:
-        print(f"anneal: {error}", file=sys.stderr)
+        print(f"anneal: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return BAD_INPUT
     except BrokenPipeError:  # `anneal generate | head` is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -44,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> Parser:
     """Returns the parser of all verbs."""
-    top = Parser(prog="anneal", description=__doc__.splitlines()[0], allow_abbrev=False)
+    top = Parser(prog="anneal", description=__doc__.splitlines()[0])
     verbs = top.add_subparsers(required=True, metavar="VERB", parser_class=Parser)
 
     verb = verbs.add_parser("train", help="train a config in a workdir, or go on there")
@@ -56,9 +64,7 @@ def parser() -> Parser:
     verb.add_argument("--profile", metavar="START:STOP", help="trace these steps into DIR/profile")
     verb.add_argument("--debug-nans", action="store_true", help="stop where a NaN first appears")
     verb.add_argument("--allow-drift", action="append", default=[], metavar="KEY")
-    verb.epilog = (
-        "--config.key=value overrides any value of the config, e.g. --config.optim.lr.peak=3e-4"
-    )
+    verb.epilog = f"{OVERRIDES}, e.g. --config.optim.lr.peak=3e-4"
     verb.set_defaults(verb=train)
 
     verb = verbs.add_parser("evaluate", help="evaluate a checkpoint on a whole split")
@@ -85,6 +91,21 @@ def _add_weights(verb: Parser) -> None:
     verb.add_argument("--workdir", required=True, metavar="DIR")
     verb.add_argument("--step", default="latest", metavar="latest|best|N")
     verb.add_argument("--weights", choices=("raw", "ema"), help="default: ema if the run kept it")
+    verb.epilog = f"{OVERRIDES} of the workdir, e.g. --config.mesh.fsdp=1"
+
+
+def _check_workdir(folder: str) -> None:
+    if not folder:
+        raise InputError("--workdir= is empty; name a folder, or gs://...")
+    if "://" in folder:
+        import fsspec
+
+        try:
+            fsspec.get_filesystem_class(folder.partition("://")[0])
+        except (ImportError, ValueError) as error:
+            raise InputError(
+                f"--workdir={folder}: {error}; gs:// needs: pip install gcsfs"
+            ) from None
 
 
 # Each verb imports what it needs, so that --help and bad usage answer at once.
@@ -116,16 +137,16 @@ def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return PREEMPTED if result.preempted else 0
 
 
-def evaluate(arguments: argparse.Namespace, _: list[str]) -> int:
+def evaluate(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """anneal evaluate"""
     from research.evaluate import evaluate
 
     a = arguments
-    print(json.dumps(evaluate(a.workdir, a.step, a.weights, a.split)))
+    print(json.dumps(evaluate(a.workdir, a.step, a.weights, a.split, overrides)))
     return 0
 
 
-def generate(arguments: argparse.Namespace, _: list[str]) -> int:
+def generate(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """anneal generate"""
     from research.generate import generate
 
@@ -141,19 +162,39 @@ def generate(arguments: argparse.Namespace, _: list[str]) -> int:
         top_k=a.top_k,
         top_p=a.top_p,
         seed=a.seed,
+        overrides=overrides,
     )
-    first = next(results, None)  # bad input shows before an output file is touched
-    output = open(a.output, "w") if a.output else sys.stdout
-    for result in [first, *results] if first is not None else []:
-        print(json.dumps(result, ensure_ascii=False), file=output, flush=True)
-    if a.output:
-        output.close()
+    with _writing(a.output) as output:
+        for result in results:
+            print(json.dumps(result, ensure_ascii=False), file=output, flush=True)
     return 0
+
+
+@contextmanager
+def _writing(file: str | None) -> Iterator[TextIO]:
+    """stdout, or FILE.part, which becomes FILE at the end; bad input leaves nothing behind."""
+    if file is None:
+        yield sys.stdout
+        return
+    part = Path(f"{file}.part")
+    try:
+        if Path(file).exists() and not Path(file).is_file():
+            raise OSError("it is not a file")
+        output = open(part, "w", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--output={file} cannot be written: {error}") from None
+    try:
+        with output:
+            yield output
+    except InputError:
+        part.unlink()
+        raise
+    part.replace(file)
 
 
 def _read_prompts(file: str) -> Iterator[str]:
     try:
-        lines = (sys.stdin if file == "-" else open(file)).readlines()
+        lines = (sys.stdin if file == "-" else open(file, encoding="utf-8")).readlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--input={file} cannot be read as text: {error}") from error
     for number, line in enumerate(lines, start=1):

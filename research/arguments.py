@@ -22,24 +22,29 @@ class InputError(Exception):
 
 
 class Range(NamedTuple):
-    """Closed interval a number must lie in; `above` excludes the lower end."""
+    """Closed interval a number must lie in; `above` and `below` exclude an end."""
 
     low: float = -math.inf
     high: float = math.inf
     above: bool = False
+    below: bool = False
 
     def __contains__(self, value: float) -> bool:
-        return (self.low < value if self.above else self.low <= value) and value <= self.high
+        is_low = value <= self.low if self.above else value < self.low
+        is_high = value >= self.high if self.below else value > self.high
+        return not (is_low or is_high)
 
     def __str__(self) -> str:
-        if self.high < math.inf:
-            return f"between {self.low:g} and {self.high:g}"
-        return f"above {self.low:g}" if self.above else f"at least {self.low:g}"
+        low = f"{'above' if self.above else 'at least'} {self.low}"
+        high = f" and {'below' if self.below else 'at most'} {self.high}"
+        return low + (high if self.high < math.inf else "")
 
 
 Count = Annotated[int, Range(1)]
 Size = Annotated[int, Range(0)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]
 Fraction = Annotated[float, Range(0, 1)]
+Rate = Annotated[float, Range(0, 1, below=True)]
 Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
 
@@ -66,7 +71,10 @@ def complete(function: Callable, given: dict, where: str, supplied: Iterable[str
         for name, parameter in inspect.signature(function).parameters.items()
         if name not in supplied and parameter.kind is not parameter.VAR_KEYWORD
     }
-    hints = typing.get_type_hints(function, include_extras=True)
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except NameError:  # optax names types that exist for type checkers only
+        hints = {name: parameter.annotation for name, parameter in parameters.items()}
     for key in given:
         if key not in parameters:
             raise InputError(f"{where}.{key} is not known{nearest(key, parameters)}")

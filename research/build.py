@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from research import flops, lookup, sharding, tree
+from research.arguments import InputError
 from research.data.source import Source, prefetch
 from research.gradients import plain
 from research.models.functional import Model
@@ -47,9 +48,10 @@ def build(
     Raises InputError for whatever does not fit: mesh, batch, parameters, data.
     """
     mesh = sharding.make_mesh(dict(config.mesh), devices)
-    sharding.batch_sharding(mesh, config.batch)  # refuse a batch that does not fit, before reading
     source = None
     if with_data:
+        for batch in (config.batch, config.eval.batch or config.batch):
+            sharding.batch_sharding(mesh, batch)  # refused before anything is read
         source = make_source(config, "train")
         config = decide(config, source.info)
     model = lookup.find("models", config.model.name)(
@@ -76,7 +78,7 @@ def build(
     )
     params = sharding.with_shardings(shapes.params, placed)
     shardings, more = sharding.state_shardings(mesh, shapes, params)
-    return Run(
+    run = Run(
         config=config,
         mesh=mesh,
         source=source,
@@ -88,6 +90,12 @@ def build(
         abstract=sharding.with_shardings(shapes, shardings),
         notes=notes + more,
     )
+    if (
+        source is not None
+    ):  # what only tracing finds out is refused here, before anything is written
+        with jax.set_mesh(mesh):
+            jax.eval_shape(run.train_step, run.abstract, source.spec)
+    return run
 
 
 def arguments(section: ml_collections.FrozenConfigDict) -> dict[str, Any]:
@@ -103,12 +111,20 @@ def make_source(config: ml_collections.FrozenConfigDict, split: str) -> Source:
 
 
 def decide(config: ml_collections.FrozenConfigDict, info: dict) -> ml_collections.FrozenConfigDict:
-    """Fills what the config leaves to the data: None under model and task, by name, from `info`."""
+    """Fills what model and task leave to the data (None), by name, from `info`.
+
+    Raises InputError where the config asks for less than the data holds: a vocabulary, a context.
+    """
     values = config.to_dict()
     for section in ("model", "task"):
-        for key, value in values[section].items():
-            if value is None and key in info:
+        for key in values[section].keys() & info.keys():
+            if values[section][key] is None:
                 values[section][key] = info[key]
+            elif values[section][key] < info[key]:
+                raise InputError(
+                    f"config.{section}.{key}={values[section][key]} is less than the data's "
+                    f"{info[key]}; leave it out, or change config.data"
+                )
     return ml_collections.FrozenConfigDict(values)
 
 

@@ -8,6 +8,7 @@ every default, so that config.json says all there is to know about a run.
 import importlib.util
 import inspect
 import json
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ import ml_collections
 import optax
 
 from research import lookup
-from research.arguments import Count, Fraction, InputError, Size, Text, check, complete, nearest
+from research.arguments import Count, InputError, Rate, Seed, Text, check, complete, nearest
 
 # The installed tree: config files are found here when they are not below the current folder.
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,9 +47,9 @@ def top(
     data: dict,
     optim: dict,
     gradients: dict | None = None,
-    seed: Size = 0,
+    seed: Seed = 0,
     precision: Literal["fp32", "bf16"] = "fp32",
-    ema: Fraction | None = None,
+    ema: Rate | None = None,
     mesh: dict | None = None,
     eval: dict | None = None,
     checkpoint: dict | None = None,
@@ -96,27 +97,43 @@ def load(spec: str, overrides: Iterable[str] = ()) -> ml_collections.FrozenConfi
     Raises InputError for a missing file, an unknown variant or key, a wrong type or range.
     """
     file, _, variant = spec.partition(":")
-    path = next((p for p in (Path(file), ROOT / file) if p.is_file()), None)
+    files = (path for path in (Path(file), ROOT / file) if path.is_file())
+    path = next((path for path in files if path.suffix == ".py"), None)
     if path is None:
         known = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "configs").glob("*/*.py"))]
         raise InputError(
-            f"--config={file} is not a file here or in the project{nearest(file, known)}"
+            f"--config={file} is not a Python file here or in the project{nearest(file, known)}"
         )
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise InputError(
-            f"--config={file} has no function get_config(); add one that returns a dict"
-        )
     given = {"variant": variant} if variant else {}
-    if variant and "variant" not in inspect.signature(module.get_config).parameters:
-        raise InputError(f"--config={spec}: {file} has no variants; leave out ':{variant}'")
-    values = ml_collections.ConfigDict(
-        module.get_config(**complete(module.get_config, given, f"--config={file}"))
-    ).to_dict()
-    for override in overrides:
-        _override(values, override)
+    try:
+        module_spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise InputError(
+                f"--config={file} has no function get_config(); add one that returns a dict"
+            )
+        if variant and "variant" not in inspect.signature(module.get_config).parameters:
+            raise InputError(f"--config={spec}: {file} has no variants; leave out ':{variant}'")
+        given = complete(module.get_config, given, f"--config={file}")
+        config = ml_collections.ConfigDict(module.get_config(**given))
+    except InputError:
+        raise
+    except Exception as error:  # whatever the file does wrong; a SyntaxError names its own line
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f":{frame.lineno}" for frame in frames if frame.filename == module.__file__]
+        where = f"--config={file}{lines[-1] if lines else ''}"
+        raise InputError(f"{where} fails with {type(error).__name__}: {error}; mend it") from error
+    return override(config, overrides)
+
+
+def override(
+    config: ml_collections.ConfigDict, overrides: Iterable[str]
+) -> ml_collections.FrozenConfigDict:
+    """Returns `config` with `config.key=value` overrides, checked and complete."""
+    values = config.to_dict()
+    for text in overrides:
+        _override(values, text)
     return resolve(values)
 
 
@@ -138,22 +155,37 @@ def resolve(values: dict) -> ml_collections.FrozenConfigDict:
 
 
 def _resolve_chain(key: str, folder: str, section: dict, steps: int) -> dict:
-    chain = check(section.pop("chain", ()), tuple, f"config.{key}.chain")
+    where = f"config.{key}.chain"
+    chain = check(section.pop("chain", ()), tuple, where)
+    chain = tuple(check(name, str, where) for name in chain)
+    where = f"{where}={','.join(chain)}"
+    if len(set(chain)) < len(chain):
+        raise InputError(f"{where} holds a name twice; name each once, as it has one section")
     for name in section:
         if name not in chain:
-            raise InputError(
-                f"config.{key}.{name} is not in config.{key}.chain={chain}; add it there"
-            )
+            raise InputError(f"config.{key}.{name} is not in {where}; add it there")
     result: dict[str, Any] = {"chain": chain}
     for name in chain:
         make = lookup.find(folder, name, optax if folder == "optim" else None)
-        given = dict(section.get(name) or {})
+        given = check(section.get(name) or {}, dict, f"config.{key}.{name}")
         result[name] = complete(make, given, f"config.{key}.{name}", SUPPLIED[key])
-        if (
-            result[name].get("steps", steps) is None
-        ):  # a schedule spans the run unless told otherwise
+        # A schedule spans the run unless told otherwise.
+        if result[name].get("steps", steps) is None:
             result[name]["steps"] = steps
+    # Updates point uphill until a learning rate turns them around: none climbs, two climb again.
+    rates = sum(_applies_rate(name, result[name]) for name in chain)
+    if key == "optim" and rates != 1 and not any("." in name for name in chain):
+        advice = "add 'lr'" if rates == 0 else "keep one"
+        raise InputError(f"{where} applies a learning rate {rates} times, not once; {advice}")
     return result
+
+
+def _applies_rate(name: str, arguments: dict) -> bool:
+    """Whether an update leaves the part `name` of a chain with its sign turned: ours is `lr`;
+    optax's take a learning rate, of which only one scale_by_... turns the sign."""
+    if name.startswith("scale_by_"):
+        return name == "scale_by_learning_rate"
+    return name == "lr" or any(key.endswith("learning_rate") for key in arguments)
 
 
 def _override(values: dict, override: str) -> None:
@@ -165,9 +197,8 @@ def _override(values: dict, override: str) -> None:
         values = values.setdefault(key, {})
         if not isinstance(values, dict):
             raise InputError(f"{'.'.join(keys[:depth])} is a value, so {path} cannot be set")
-    if (
-        keys[-1] == "chain"
-    ):  # another chain leaves behind the sections that the file wrote for its own
+    # Another chain leaves behind the sections that the file wrote for its own.
+    if keys[-1] == "chain":
         for name in set(values) - {name.strip(" ()'\"") for name in text.split(",")}:
             del values[name]
     values[keys[-1]] = Text(text)
@@ -179,14 +210,21 @@ def to_json(config: ml_collections.FrozenConfigDict) -> str:
 
 
 def from_json(text: str) -> ml_collections.FrozenConfigDict:
-    """Inverse of `to_json`: lists become the tuples they were."""
+    """Inverse of `to_json`: lists become the tuples they were. Raises InputError for other text."""
 
     def freeze(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: freeze(item) for key, item in value.items()}
         return tuple(freeze(item) for item in value) if isinstance(value, list) else value
 
-    return ml_collections.FrozenConfigDict(freeze(json.loads(text)))
+    try:
+        if not isinstance(values := json.loads(text), dict):
+            raise ValueError("it is not an object")
+        return ml_collections.FrozenConfigDict(freeze(values))
+    except ValueError as error:
+        raise InputError(
+            f"the workdir's config.json is damaged ({error}); mend it, or use another --workdir"
+        ) from None
 
 
 def drift(stored: ml_collections.FrozenConfigDict, wanted: ml_collections.FrozenConfigDict) -> dict:

@@ -1,10 +1,11 @@
 """A whole split through the evaluation step; sums add, so the padded last batch counts exactly."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 
 from research import build, workdir
+from research import config as config_lib
 from research.arguments import InputError
 from research.checkpoint import Checkpoints
 from research.data.source import Source
@@ -16,12 +17,19 @@ def evaluate_split(
 ) -> dict[str, float]:
     """Returns the numbers of a whole split: each metric's sum over its weight, and the task's
     report. `eval_step` is jitted; float64 sums on the host do not depend on the batch size."""
-    sums = [eval_step(variables, batch) for batch in build.batches(run, source, one_pass=True)]
     totals: dict[str, list[float]] = {}
-    for batch in jax.device_get(sums):
-        for name, pair in batch.items():
+
+    def add(sums: dict) -> None:
+        for name, pair in jax.device_get(sums).items():
             total = totals.setdefault(name, [0.0, 0.0])
             total[0], total[1] = total[0] + float(pair[0]), total[1] + float(pair[1])
+
+    sums: dict = {}
+    for batch in build.batches(run, source, one_pass=True):
+        # One batch ahead, no more: the device is never idle and never has a queue to choke on.
+        previous, sums = sums, eval_step(variables, batch)
+        add(previous)
+    add(sums)
     if not totals or totals["loss"][1] == 0:
         raise InputError("the evaluation split is empty; check config.eval.split and the data")
     means = {name: total / weight for name, (total, weight) in totals.items()}
@@ -29,13 +37,23 @@ def evaluate_split(
 
 
 def evaluate(
-    folder: str, step: str = "latest", weights: str | None = None, split: str | None = None
+    folder: str,
+    step: str = "latest",
+    weights: str | None = None,
+    split: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> dict[str, float]:
     """Evaluates a checkpoint of a workdir; `step` is "latest", "best" or a number, `weights` "raw"
-    or "ema" (None: ema when the run kept one). Raises InputError for what is not there."""
-    config = workdir.existing_config(folder)
+    or "ema" (None: ema when the run kept one), `overrides` change the stored config (another mesh,
+    another text). Raises InputError for what is not there."""
+    config = config_lib.override(workdir.existing_config(folder), overrides)
+    tokenizer = workdir.epath.Path(folder) / "tokenizer.json"
+    # Another text would give another tokenizer: the run's own is used.
+    if config.data.get("tokenizer_path", "") is None and tokenizer.exists():
+        config = config_lib.override(config, [f"config.data.tokenizer_path={tokenizer}"])
     run = build.build(config, with_data=False)
     source = build.make_source(config, split or config.eval.split)
+    build.decide(config, source.info)  # refuses data that is more than the model was made for
     with jax.set_mesh(run.mesh):
         variables, number = restore_weights(folder, run, step, weights)
         result = evaluate_split(run, jax.jit(run.eval_step), variables, source)

@@ -39,6 +39,12 @@ def make_mesh(sizes: dict[str, int | None], devices: list[jax.Device] | None = N
     Raises InputError when the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
+    for axis in set(AXES) - {"data", "fsdp", "tensor"}:
+        if sizes.get(axis, 1) != 1:
+            raise InputError(
+                f"config.mesh.{axis}={sizes[axis]}: no model is split along {axis!r} yet; "
+                "use data, fsdp and tensor"
+            )
     sizes = {axis: sizes.get(axis, 1) for axis in AXES}
     known = int(np.prod([size for size in sizes.values() if size is not None]))
     if sizes["data"] is None:
@@ -66,9 +72,14 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(*names))
 
 
+def batch_shards(mesh: Mesh | jax.sharding.AbstractMesh) -> int:
+    """Returns the number of parts that a batch is split into."""
+    return int(np.prod([mesh.shape.get(axis, 1) for axis in RULES["batch"]]))
+
+
 def batch_sharding(mesh: Mesh, batch: int) -> NamedSharding:
     """Returns the sharding of a batch: its examples over data, fsdp and expert, evenly."""
-    shards = int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
+    shards = batch_shards(mesh)
     if batch % shards:
         raise InputError(
             f"a batch of {batch} does not divide over data x fsdp x expert = {shards}; "

@@ -6,7 +6,6 @@
 Metrics of step n are fetched after step n+1 was dispatched, so logging never stalls the device.
 """
 
-import functools
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +16,9 @@ import jax
 import ml_collections
 
 from research import build, workdir
+from research.arguments import InputError, nearest
 from research.checkpoint import Checkpoints
+from research.data.source import Source
 from research.evaluate import evaluate_split
 from research.metrics import Writer, draw_loss
 from research.utilisation import Stopwatch
@@ -46,13 +47,11 @@ def train(
     first and last step of a trace in folder/profile. Raises InputError for what the user can mend
     and LockedError when another run writes to `folder`.
     """
-    stored = workdir.read_config(folder)
-    if stored is not None:
-        workdir.refuse_drift(stored, config, allow_drift)
+    # All that may be refused comes before all that is written.
     run = build.build(config)
     config = run.config
+    validation = build.make_source(config, config.eval.split)
     last = min(config.steps, stop_after or config.steps)
-    validation = functools.cache(lambda: build.make_source(config, config.eval.split))
     with (
         workdir.locked(folder) as path,
         closing(open_checkpoints(run, folder)) as checkpoints,
@@ -61,6 +60,7 @@ def train(
         jax.debug_nans(debug_nans),
     ):
         start = checkpoints.latest() or 0
+        refuse(run, validation, folder, checkpoints, profile, allow_drift)
         if start >= last:
             say(f"nothing to do: {folder} already has {start} of {config.steps} steps")
             return Result(start, False, {})
@@ -79,8 +79,12 @@ def train(
             workdir.write_config(path, config, run.source.tokenizer)
             log = Log(run, writer, watch)
             for step, batch in enumerate(watch.inputs(batches), start + 1):
-                with trace(path, step, profile):
-                    state, metrics = train_step(state, batch)
+                if profile and step == profile[0]:
+                    jax.profiler.start_trace(str(path / "profile"))
+                state, metrics = train_step(state, batch)
+                if profile and step == profile[1]:
+                    jax.block_until_ready(metrics)
+                    jax.profiler.stop_trace()
                 watch.dispatched(metrics["loss"])
                 log.add(step, metrics)
 
@@ -89,11 +93,12 @@ def train(
                 saves = ends or is_due(step, config.checkpoint.every)
                 numbers = {}
                 if evaluates or saves:
+                    watch.settle()
                     log.write()
                 if evaluates:
                     with watch.pause("evaluate"):
                         variables = build.weights(state, "raw" if config.ema is None else "ema")
-                        numbers = evaluate_split(run, eval_step, variables, validation())
+                        numbers = evaluate_split(run, eval_step, variables, validation)
                     writer.write(step, config.eval.split, numbers)
                 if saves:
                     with watch.pause("save"):
@@ -102,8 +107,44 @@ def train(
                 if ends:
                     break
             say(watch.sentence())
-    say(draw_loss(path / "metrics.jsonl", path / "loss.png"))
+            if log.refused:
+                say(f"{log.refused} updates were refused: their loss or gradient was not finite.")
+    if jax.process_index() == 0:
+        say(draw_loss(path / "metrics.jsonl", path / "loss.png"))
     return Result(step, step < last, numbers)
+
+
+def refuse(
+    run: build.Run,
+    validation: Source,
+    folder: str,
+    checkpoints: Checkpoints,
+    profile: tuple[int, int] | None,
+    allow_drift: tuple[str, ...],
+) -> None:
+    """Raises InputError for what cannot work, or would continue another run than `folder` holds."""
+    config, start = run.config, checkpoints.latest() or 0
+    if profile and not start < profile[0] <= profile[1] <= config.steps:
+        raise InputError(
+            f"--profile={profile[0]}:{profile[1]} is not within steps {start + 1} to {config.steps}"
+        )
+    if config.checkpoint.best:
+        sums = jax.eval_shape(run.eval_step, build.weights(run.abstract, "raw"), run.source.spec)
+        names = {*sums, *run.task.report(dict.fromkeys(sums, (1.0, 1.0)), validation.info)}
+        if config.checkpoint.best not in names:
+            raise InputError(
+                f"config.checkpoint.best={config.checkpoint.best!r} is not measured"
+                + nearest(config.checkpoint.best, names)
+            )
+    allowed = {key.removeprefix("config.") for key in allow_drift}
+    if start:
+        stored = checkpoints.notes(start)["extra"]["data"]["fingerprint"]
+        if stored != run.source.info["fingerprint"] and "data" not in allowed:
+            raise InputError(
+                f"the data is not what {folder} was trained on (fingerprint {stored[:8]} then, "
+                f"{run.source.info['fingerprint'][:8]} now); restore it, or --allow-drift=data"
+            )
+        workdir.refuse_drift(workdir.existing_config(folder), config, allowed)
 
 
 class Log:
@@ -117,18 +158,24 @@ class Log:
         self.run, self.writer, self.watch = run, writer, watch
         self.every = run.config.log.every
         self.pending: list[tuple[int, dict]] = []
+        self.refused = 0
         self.work, self.peak = build.work_and_peak(run)
 
     def add(self, step: int, metrics: dict) -> None:
-        """Takes the metrics of a step just dispatched; the step before it may now be fetched."""
-        if self.pending and self._is_due(self.pending[-1][0]):
-            self.write()
+        """Takes the metrics of a step just dispatched, and waits for the step before it: the device
+        has one step to do, and never a queue to choke on."""
+        if self.pending:
+            step_before, metrics_before = self.pending[-1]
+            jax.block_until_ready(metrics_before)
+            if self._is_due(step_before):
+                self.write()
         self.pending.append((step, metrics))
 
     def write(self) -> None:
         """Fetches all that is pending and writes the lines that are due."""
         refused = jax.device_get([metrics["refused"] for _, metrics in self.pending])
         for (step, metrics), is_refused in zip(self.pending, refused, strict=True):
+            self.refused += int(is_refused)
             if self._is_due(step) or is_refused:
                 numbers = jax.device_get(metrics) | self.watch.summary()
                 self.writer.write(step, "train", numbers | self._speed(numbers))
@@ -179,17 +226,6 @@ def open_writer(run: build.Run, path: object, start: int) -> Writer:
         config=run.config.to_dict(),
         active=jax.process_index() == 0,
     )
-
-
-@contextmanager
-def trace(path: object, step: int, profile: tuple[int, int] | None) -> Iterator[None]:
-    """Traces from the first step of `profile` to the end of its last."""
-    if profile and step == profile[0]:
-        jax.profiler.start_trace(str(path / "profile"))
-    yield
-    if profile and step == profile[1]:
-        jax.effects_barrier()
-        jax.profiler.stop_trace()
 
 
 @contextmanager

@@ -60,10 +60,14 @@ class Stopwatch:
         start = self._waited[1] if self._runs_in_call else time.perf_counter()
         self._queue.put((*self._waited, start, output))
 
+    def settle(self) -> None:
+        """Waits until the steps under way are done and counted."""
+        self._queue.join()
+
     @contextlib.contextmanager
     def pause(self, name: str) -> Iterator[None]:
         """Leaves what happens inside out of the steps; "time/<name>" of the next summary has it."""
-        self._queue.join()  # the steps under way still count
+        self.settle()
         start = time.perf_counter()
         yield
         end = time.perf_counter()

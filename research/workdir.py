@@ -45,15 +45,11 @@ def existing_config(workdir: str) -> ml_collections.FrozenConfigDict:
 def refuse_drift(
     stored: ml_collections.FrozenConfigDict,
     wanted: ml_collections.FrozenConfigDict,
-    allowed: tuple[str, ...],
+    allowed: set[str],
 ) -> None:
     """Raises InputError with a diff when `wanted` would continue another run than `stored`."""
     drift = config_lib.drift(stored, wanted)
-    for key in list(drift):
-        # What the data decided is None in the config and recorded in config.json.
-        decided = drift[key][1] is None and key.split(".")[0] in ("model", "task")
-        if decided or key.removeprefix("config.") in allowed:
-            del drift[key]
+    drift = {key: change for key, change in drift.items() if key not in allowed}
     if drift:
         diff = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in drift.items())
         raise InputError(
@@ -81,12 +77,15 @@ def locked(workdir: str) -> Iterator[epath.Path]:
                     file.write(json.dumps(owner).encode())
                 break
             except FileExistsError:
-                if not _is_stale(lock, owner["host"]):
-                    raise LockedError(
-                        f"{workdir} is locked by another run ({lock.read_text()}); wait for it, "
-                        f"or remove {lock} if that run is gone"
-                    ) from None
-                lock.unlink(missing_ok=True)
+                if _is_stale(lock, owner["host"]):
+                    lock.unlink(missing_ok=True)
+        else:
+            raise LockedError(
+                f"{workdir} is locked by another run ({lock.read_text()}); wait for it, "
+                f"or remove {lock} if that run is gone"
+            )
+        if (folder / "checkpoints").is_file():
+            raise NotADirectoryError("checkpoints is a file")
     except (OSError, NotADirectoryError) as error:
         raise InputError(f"--workdir={workdir} cannot be written: {error}") from error
     try:
@@ -117,16 +116,15 @@ def write_config(
     """Writes config.json, environment.json and the tokenizer, each whole or not at all."""
     if jax.process_index() != 0:
         return
-    texts = {
-        "config.json": config_lib.to_json(config),
-        "environment.json": json.dumps(environment(), indent=2) + "\n",
+    writers = {
+        "config.json": lambda path: path.write_text(config_lib.to_json(config)),
+        "environment.json": lambda path: path.write_text(json.dumps(environment(), indent=2)),
     }
-    for name, text in texts.items():
-        temporary = folder / f"{name}.tmp"
-        temporary.write_text(text)
-        temporary.replace(folder / name)
     if tokenizer is not None:
-        tokenizer.save(folder / "tokenizer.json")
+        writers["tokenizer.json"] = tokenizer.save
+    for name, write in writers.items():
+        write(folder / f"{name}.tmp")
+        (folder / f"{name}.tmp").replace(folder / name)
 
 
 def environment() -> dict:

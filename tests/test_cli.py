@@ -2,6 +2,10 @@
 
 import io
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -100,6 +104,9 @@ def test_an_axis_that_does_not_divide_a_parameter_is_refused(text, tmp_path, cap
         ["evaluate", "--workdir=/no/such", "--config.seed=1"],
         ["generate", "--workdir=/no/such", "--prompt=a"],
         ["generate", "--workdir=/no/such"],
+        ["train", "--config=configs/nlp/gpt.py:tiny", "--workdir="],
+        ["train", "--conf=configs/nlp/gpt.py:tiny", "--work=w"],
+        ["evaluate", "--workdir=foo://bucket/run"],
     ],
     ids=" ".join,
 )
@@ -109,37 +116,83 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments, capsys):
     assert error.startswith("anneal: ") and "\n" not in error
 
 
+def test_a_bucket_without_the_package_for_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)  # importing it raises ImportError
+    assert main(["evaluate", "--workdir=gs://bucket/run"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "pip install gcsfs" in error and "\n" not in error
+
+
 @pytest.mark.core
 def test_train_evaluate_generate_from_the_command_line(text, tmp_path, capsys, monkeypatch):
     workdir = tmp_path / "run"
-    assert main(command(text, workdir, "--config.steps=6", "--config.eval.every=6")) == 0
+    short = ("--config.steps=6", "--config.eval.every=6", "--config.mesh.fsdp=8")
+    assert main(command(text, workdir, *short)) == 0
     assert "Limited by" in capsys.readouterr().out
     assert main(["evaluate", f"--workdir={workdir}"]) == 0
-    assert json.loads(capsys.readouterr().out)["bits_per_byte"] > 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert numbers["bits_per_byte"] > 0
+
+    other = ["--config.mesh.fsdp=2", "--config.mesh.data=4", "--config.eval.batch=8"]
+    moved = text.rename(tmp_path / "moved")
+    other.append(f"--config.data.path={moved}")
+    assert main(["evaluate", f"--workdir={workdir}", *other]) == 0
+    assert json.loads(capsys.readouterr().out) == pytest.approx(numbers, rel=1e-5)
+    assert main(["evaluate", f"--workdir={workdir}", *other, "--config.mesh.fsdp=3"]) == 2
+    assert "does not fit 8 devices" in capsys.readouterr().err
+    assert main(["evaluate", f"--workdir={workdir}", *other, "--config.data.context=64"]) == 2
+    assert "less than the data's" in capsys.readouterr().err
+    moved.rename(text)
 
     lines = "".join(json.dumps({"prompt": p}) + "\n" for p in ("hello", "doc"))
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))
     out = tmp_path / "out.jsonl"
-    assert main(["generate", f"--workdir={workdir}", "--input=-", f"--output={out}"]) == 0
+    again = ["generate", f"--workdir={workdir}"]
+    assert main([*again, "--input=-", f"--output={out}", *other]) == 0
     results = [json.loads(line) for line in out.read_text().splitlines()]
     assert [r["prompt"] for r in results] == ["hello", "doc"] and results[0]["text"]
+    check_that_neighbours_do_not_matter(workdir)
 
-    again = ["generate", f"--workdir={workdir}"]
     capsys.readouterr()
+    files = sorted(tmp_path.iterdir())
     for wrong, message in (
         (["--prompt=" + "long " * 50], "shorten it"),
-        (["--prompt=a", "--temperature=-1"], "temperature >= 0"),
+        (["--prompt=a", "--temperature=-1"], "--temperature=-1.0 is out of range"),
+        (["--prompt=a", "--temperature=nan"], "--temperature=nan is not a finite number"),
+        (["--prompt=a", "--temperature=inf"], "--temperature=inf is not a finite number"),
+        (["--prompt=a", "--top-p=0"], "--top-p=0.0 is out of range; expected above 0"),
+        (["--prompt=a", "--max-tokens=0"], "--max-tokens=0 is out of range"),
+        (["--prompt=a", "--seed=4294967296"], "--seed=4294967296 is out of range"),
+        (["--prompt=a", f"--seed={2**70}"], "is out of range"),
+        (["--prompt=a", "--output=/nope/x"], "--output=/nope/x cannot be written"),
+        (["--prompt=a", f"--output={tmp_path}"], "cannot be written"),
+        (["--prompt=" + "long " * 50, f"--output={tmp_path}/new"], "shorten it"),
+        (["--prompt=a", "--config.mesh.fsdp=3"], "does not fit 8 devices"),
         (["--prompt=a", "--step=77"], "no"),
         (["--prompt=a", "--weights=ema"], "kept no average"),
         (["--input=/no/such.jsonl"], "cannot be read"),
     ):
         assert main(again + wrong) == 2
         assert message in capsys.readouterr().err
+        assert sorted(tmp_path.iterdir()) == files
     monkeypatch.setattr("sys.stdin", io.StringIO("not json\n"))
     assert main([*again, "--input=-"]) == 2
     assert ":1 is not a JSON object" in capsys.readouterr().err
     assert main(command(text, workdir, "--config.model.width=64")) == 2
     assert "model.width: 32 -> 64" in capsys.readouterr().err
+
+
+def check_that_neighbours_do_not_matter(workdir):
+    from research.generate import generate
+
+    prompts = ["document 1 says hello", "document 22 says hello", "", ""]
+    together = list(generate(str(workdir), prompts))
+    assert together == list(generate(str(workdir), prompts, batch=1))
+    lengths = [max(len(prompt), 1) for prompt in prompts]
+    rooms = [32 - length for length in lengths]
+    tokens = [result["tokens"] for result in together]
+    assert all(t <= room for t, room in zip(tokens, rooms, strict=True)) and max(tokens) > rooms[0]
+    assert together[2] != together[3]  # each place in the order has its own draws
 
 
 def test_a_locked_workdir_is_exit_code_3(text, tmp_path, capsys):
@@ -148,3 +201,38 @@ def test_a_locked_workdir_is_exit_code_3(text, tmp_path, capsys):
     with locked(str(tmp_path / "run")):
         assert main(command(text, tmp_path / "run")) == 3
     assert "locked by another run" in capsys.readouterr().err
+
+
+def test_each_result_is_written_before_the_next_one_is_made(tmp_path, monkeypatch):
+    seen = []
+
+    def results(*_, **__):
+        for number in range(3):
+            seen.append(out.with_name("out.part").read_text().count("\n"))
+            yield {"text": str(number)}
+
+    out = tmp_path / "out"
+    monkeypatch.setattr("research.generate.generate", results)
+    assert main(["generate", "--workdir=w", "--prompt=a", f"--output={out}"]) == 0
+    assert seen == [0, 1, 2] and len(out.read_text().splitlines()) == 3
+    assert not out.with_name("out.part").exists()
+
+
+@pytest.mark.slow
+def test_a_preempted_command_exits_with_75_and_the_same_command_goes_on(text, tmp_path):
+    workdir = tmp_path / "run"
+    more = ("--config.steps=400", "--config.log.every=1", "--config.log.tensorboard=False")
+    start = [sys.executable, "-m", "research", *command(text, workdir, *more)]
+    process = subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    metrics = workdir / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text()):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75, process.stdout.read()
+    stopped = json.loads(metrics.read_text().splitlines()[-1])["step"]
+    assert 1 <= stopped < 400 and not (workdir / "lock").exists()
+    again = subprocess.run(start, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert again.returncode == 0, again.stdout
+    assert f"going on after step {stopped} of 400" in again.stdout
+    steps = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [line["step"] for line in steps if line["split"] == "train"] == list(range(1, 401))

@@ -24,7 +24,7 @@ def make(n: Count = 3, rate: Fraction = 0.1, kind: Literal["a", "bb"] = "a", fla
         ({"n": 2.5}, "expected int"),
         ({"rate": float("nan")}, "out of range|finite"),
         ({"rate": Text("nan")}, "out of range|finite"),
-        ({"rate": 1.5}, "between 0 and 1"),
+        ({"rate": 1.5}, "at least 0 and at most 1"),
         ({"kind": "b"}, "did you mean 'bb'"),
         ({"flg": True}, "did you mean 'flag'"),
         ({"flag": 1}, "expected bool"),
@@ -68,6 +68,18 @@ def test_every_default_is_recorded_and_a_key_the_file_does_not_mention_can_be_se
         ("config.steps", "not of the form"),
         ("config.data.split=test", "config.data.split is not known"),
         ("config.seed.x=1", "is a value"),
+        ("config.seed=4294967296", "at most 4294967295"),
+        ("config.model.dropout=1.0", "at least 0 and below 1"),
+        ("config.ema=1.0", "at least 0 and below 1"),
+        ("config.optim.lr.steps=0", "at least 1"),
+        ("config.optim.adam=5", "expected dict"),
+        ("config.model.name=..", "is not in research/models"),
+        ("config.optim.chain=1,2", "expected str"),
+        ("config.optim.chain=adam,adam", "name each once"),
+        ("config.optim.chain=apply_updates,lr", "'apply_updates' is not in research/optim"),
+        ("config.optim.chain=GradientTransformation,lr", "is not in research/optim"),
+        ("config.optim.chain=clip,adam", "0 times, not once; add 'lr'"),
+        ("config.optim.chain=", "is not in research/optim"),
     ],
 )
 def test_a_wrong_override_is_one_line_that_names_the_key(override, message):
@@ -78,9 +90,58 @@ def test_a_wrong_override_is_one_line_that_names_the_key(override, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_an_optax_alias_brings_its_own_learning_rate_and_may_not_meet_another(name):
+    rate = f"config.optim.{name}.learning_rate=0.5"
+    config = config_lib.load(TINY, [f"config.optim.chain={name}", rate])
+    assert config.optim[name].learning_rate == 0.5
+    with pytest.raises(InputError, match="2 times, not once; keep one"):
+        config_lib.load(TINY, [f"config.optim.chain={name},lr", rate])
+
+
+def test_a_part_that_does_not_turn_the_sign_of_an_update_is_no_learning_rate():
+    rprop = ["config.optim.chain=scale_by_rprop", "config.optim.scale_by_rprop.learning_rate=1.0"]
+    with pytest.raises(InputError, match="add 'lr'"):
+        config_lib.load(TINY, rprop)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config():\n    return (\n", r"broken.py.*'\(' was never closed.*line 2"),
+        ("x = 1\n\ny = x / 0\n", r"broken.py:3 fails with ZeroDivisionError"),
+        ("def get_config():\n    return dict(steps=missing)\n", "broken.py:2 .*missing"),
+        ("def get_config():\n    return 5\n", "broken.py fails with AttributeError"),
+    ],
+)
+def test_a_config_file_that_fails_is_named_with_the_line(text, message, tmp_path):
+    (tmp_path / "broken.py").write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        config_lib.load(str(tmp_path / "broken.py"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", '{"steps": 2', "[1]", "null"])
+def test_a_damaged_config_json_is_refused_by_name(text):
+    with pytest.raises(InputError, match=r"config\.json is damaged"):
+        config_lib.from_json(text)
+
+
+def test_overrides_of_a_stored_config_are_checked_and_leave_the_rest():
+    stored = config_lib.from_json(config_lib.to_json(config_lib.load(TINY)))
+    assert config_lib.override(stored, []).to_dict() == stored.to_dict()
+    changed = config_lib.override(stored, ["config.mesh.fsdp=1", "config.eval.batch=4"])
+    assert changed.eval.batch == 4 and changed.mesh.fsdp == 1
+    assert set(config_lib.drift(stored, changed)) == {"eval.batch"}
+    with pytest.raises(InputError, match="did you mean 'fsdp'"):
+        config_lib.override(stored, ["config.mesh.fdsp=1"])
+
+
 def test_a_missing_file_and_an_unknown_variant_name_the_nearest():
     with pytest.raises(InputError, match="did you mean 'configs/nlp/gpt.py'"):
         config_lib.load("configs/nlp/gtp.py")
+    with pytest.raises(InputError, match="not a Python file"):
+        config_lib.load("README.md")
     with pytest.raises(InputError, match="did you mean 'tiny'"):
         config_lib.load("configs/nlp/gpt.py:tyni")
 

@@ -121,7 +121,35 @@ def test_accumulated_gradient_equals_the_large_batch():
         np.testing.assert_allclose(a, b, atol=1e-5 * scale)
 
 
-def test_accumulation_keeps_each_device_its_own_rows():
+@pytest.mark.core
+def test_one_update_is_plain_descent_on_the_mean_loss_of_a_token():
+    """Neither Adam nor clipping here: both hide a gradient of the wrong size."""
+    model, _, _, _ = make(num_layers=1)
+    task = causal_lm.make(vocab_size=65)
+    variables, batch = model.init(jax.random.key(0)), next(make_batches(1))
+    batch["weight"] *= np.linspace(0.5, 2, 16, dtype=np.float32)
+
+    def mean_loss(params):
+        logits, _ = model.apply({**variables, "params": params}, batch["tokens"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+        return (losses * batch["weight"]).sum() / batch["weight"].sum()
+
+    loss, grads = jax.jit(jax.value_and_grad(mean_loss))(variables["params"])
+    grad_fn = plain.make(lambda v, b, key: task.loss(model, v, b, key, True))
+    tx = optax.sgd(0.5)
+    step = make_train_step(accumulate.make(grad_fn, 4), tx, seed=0)
+    state, metrics = jax.jit(step)(init_state(variables, tx, None), batch)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics["weight"], batch["weight"].sum(), rtol=1e-6)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.global_norm(grads), rtol=1e-5)
+    largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads))
+    assert largest > 1e-2
+    moved = jax.tree.map(lambda a, b: (a - b) / 0.5, variables["params"], state.params)
+    for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(grads), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * largest)
+
+
+def test_accumulated_loss_is_equal_on_one_and_eight_devices():
     losses, _, _ = run(dict(data=4, fsdp=2), micro_batches=2)
     plain_losses, _, _ = run({})
     np.testing.assert_allclose(losses, plain_losses, atol=1e-5, rtol=0)

@@ -222,3 +222,76 @@ def test_drift_that_is_allowed_by_name_goes_on(text, tmp_path):
     train(load(text, steps=6), str(tmp_path))
     allow = ("steps", "optim.lr.steps")
     assert train(load(text, steps=8), str(tmp_path), allow_drift=allow).step == 8
+
+
+def test_a_rule_of_the_model_that_goes_back_to_its_default_is_drift(text, tmp_path):
+    train(load(text, "config.model.window=4"), str(tmp_path), stop_after=4)
+    with pytest.raises(InputError, match="model.window: 4 -> None"):
+        train(load(text), str(tmp_path))
+
+
+def test_changed_data_is_refused_on_resume(text, tmp_path):
+    import shutil
+
+    copy = tmp_path / "text"
+    shutil.copytree(text, copy)
+    train(load(copy), str(tmp_path / "run"), stop_after=4)
+    for number in range(20):
+        (copy / f"{number}.txt").write_text("something else " * 40)
+    with pytest.raises(InputError, match="the data is not what.*--allow-drift=data"):
+        train(load(copy), str(tmp_path / "run"))
+    result = train(load(copy), str(tmp_path / "run"), stop_after=6, allow_drift=("data",))
+    assert result.step == 6
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("config.eval.split=nothing", "nothing"),
+        ("config.eval.batch=60", "batch of 60 does not divide"),
+        ("config.checkpoint.best=eval/loss", "did you mean 'loss'"),
+        ("config.model.context=16", "config.model.context=16 is less than the data's 32"),
+        ("config.task.vocab_size=50", "config.task.vocab_size=50 is less than the data's 257"),
+        ("config.mesh.seq=8", "no model is split along 'seq'"),
+        ("config.model.attention=cudnn", "it runs on gpu"),
+    ],
+)
+def test_what_would_fail_later_is_refused_before_anything_is_written(
+    override, message, text, tmp_path
+):
+    with pytest.raises(InputError, match=message):
+        train(load(text, f"--{override}"), str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_micro_batches_smaller_than_the_mesh_are_refused(text, tmp_path):
+    parts = ["config.gradients.chain=accumulate", "config.gradients.accumulate.micro_batches=2"]
+    with pytest.raises(InputError, match="micro_batches=2 for each of 8"):
+        train(load(text, *parts), str(tmp_path / "run"))
+
+
+def test_a_profile_is_written_and_must_lie_within_the_run(text, tmp_path):
+    for wrong in ((5, 2), (5, 99)):
+        with pytest.raises(InputError, match="not within steps"):
+            train(load(text), str(tmp_path), profile=wrong)
+    train(load(text), str(tmp_path), profile=(2, 3), stop_after=3)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_refused_updates_are_counted_and_said(text, tmp_path, capsys):
+    wild = ["config.optim.chain=lr", "config.optim.lr.peak=1e30", "config.optim.lr.warmup=1"]
+    train(load(text, *wild), str(tmp_path))
+    refused = [line for line in lines(tmp_path) if line.get("refused")]
+    assert f"{len(refused)} updates were refused" in capsys.readouterr().out and refused
+
+
+def test_bf16_trains_on_one_device(text, tmp_path):
+    """The tied head on a single CPU device is the layout for which XLA has no bfloat16 product."""
+    from research import build
+
+    run = build.build(load(text, "config.precision=bf16"), jax.devices()[:1])
+    state = build.init(run)
+    with jax.set_mesh(run.mesh):
+        batch = next(build.batches(run, run.source))
+        _, metrics = build.jit_train_step(run)(state, batch)
+    assert np.isfinite(metrics["loss"])

@@ -222,7 +222,7 @@ def table(result: dict) -> str:
     lines = [
         f"{result['size']} on {result['device']}, {result['precision']}",
         "",
-        "| | ms a step, min / median / max | tokens/s | speed of anneal relative to it, min / median / max |",
+        "| | ms a step, min / median / max | tokens/s | anneal's speed over it |",
         "|---|---|---|---|",
     ]
     for name, row in result["rows"].items():

@@ -25,7 +25,7 @@ def decode(
     model: Any,
     variables: dict,
     inputs: dict[str, Array],
-    key: Array,
+    key_b: Array,
     *,
     max_tokens: int,
     end: int,
@@ -35,10 +35,13 @@ def decode(
 ) -> Array:
     """Returns new tokens (b, n), `end` after the end of a text.
 
-    inputs: tokens (b, p), padded on the right with anything, and lengths (b,), each at least 1.
+    inputs: tokens (b, p), padded on the right with anything, lengths (b,), each at least 1, and
+    optionally limits (b,), the new tokens a row may have. Each row has its own key, so its result
+    does not depend on the rows beside it.
     temperature 0 is greedy; top_k 0 and top_p 1 cut nothing. All three may be tracers.
     """
     prompt_bp, lengths_b = inputs["tokens"], inputs["lengths"]
+    limits_b = inputs.get("limits", max_tokens)
     batch, width = prompt_bp.shape
     cache, _ = model.apply(variables, batch, width + max_tokens, method="empty_cache")
 
@@ -54,15 +57,17 @@ def decode(
     logits, cache = logits_at(prompt_bp, positions, cache, lengths_b - 1)
 
     def step(now: Progress) -> Progress:
-        token_b = sample(
-            now.logits_bv, jax.random.fold_in(key, now.count), temperature, top_k, top_p
-        )
+        now_b = jax.vmap(jax.random.fold_in, (0, None))(key_b, now.count)
+        token_b = sample(now.logits_bv, now_b, temperature, top_k, top_p)
         token_b = jnp.where(now.done_b, end, token_b)
+        # A row past its limit may be at positions that the model does not have: all it gives from
+        # here on is `end`.
+        done_b = now.done_b | (token_b == end) | (now.count + 1 >= limits_b)
         tokens_bn = now.tokens_bn.at[:, now.count].set(token_b)
         position_b1 = (lengths_b + now.count)[:, None]
         first = jnp.zeros_like(lengths_b)
         logits_bv, cache = logits_at(token_b[:, None], position_b1, now.cache, first)
-        return Progress(now.count + 1, logits_bv, tokens_bn, now.done_b | (token_b == end), cache)
+        return Progress(now.count + 1, logits_bv, tokens_bn, done_b, cache)
 
     start = Progress(
         count=jnp.zeros((), jnp.int32),
@@ -78,13 +83,13 @@ def decode(
 
 def sample(
     logits_bv: Array,
-    key: Array,
+    key_b: Array,
     temperature: Array | float = 1.0,
     top_k: Array | int = 0,
     top_p: Array | float = 1.0,
 ) -> Array:
-    """Draws one token a row. top-p keeps the smallest set of the likeliest tokens whose
-    probability reaches top_p (of what top_k left), and always the likeliest one."""
+    """Draws one token a row, each with its key. top-p keeps the smallest set of the likeliest
+    tokens whose probability reaches top_p (of what top_k left), and always the likeliest one."""
     greedy_b = jnp.argmax(logits_bv, axis=-1)
     scaled = logits_bv / jnp.where(temperature > 0, temperature, 1.0)
     order = jnp.argsort(-scaled, axis=-1)
@@ -94,6 +99,6 @@ def sample(
     probability = jax.nn.softmax(ranked, axis=-1)
     before = jnp.cumsum(probability, axis=-1) - probability
     ranked = jnp.where((before < top_p) | (rank == 0), ranked, -jnp.inf)
-    drawn = jax.random.categorical(key, ranked, axis=-1)
+    drawn = jax.vmap(jax.random.categorical)(key_b, ranked)
     sampled_b = jnp.take_along_axis(order, drawn[:, None], axis=-1)[:, 0]
     return jnp.where(temperature > 0, sampled_b, greedy_b).astype(jnp.int32)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from research.arguments import Count, InputError
 from research.gradients import Gradients
-from research.sharding import constrain
+from research.sharding import batch_shards, constrain
 
 
 def make(grad_fn: Callable, micro_batches: Count = 1) -> Callable:
@@ -23,10 +23,12 @@ def make(grad_fn: Callable, micro_batches: Count = 1) -> Callable:
     """
 
     def split(leaf: jax.Array) -> jax.Array:
-        if leaf.shape[0] % micro_batches:
+        shards = batch_shards(jax.sharding.get_abstract_mesh())
+        if leaf.shape[0] % (micro_batches * shards):
             raise InputError(
                 f"a batch of {leaf.shape[0]} does not divide into "
-                f"config.gradients.accumulate.micro_batches={micro_batches}; use a multiple"
+                f"config.gradients.accumulate.micro_batches={micro_batches} for each of {shards} "
+                f"devices; use a multiple of {micro_batches * shards}"
             )
         # Strided, not contiguous: every device keeps its own rows in every micro-batch.
         return leaf.reshape(-1, micro_batches, *leaf.shape[1:]).swapaxes(0, 1)

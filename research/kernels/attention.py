@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from research.arguments import InputError, nearest
 from research.kernels import mesh
-from research.kernels.matmul import exactness
+from research.kernels.matmul import exactness, wide_einsum
 
 Array = jax.Array
 BACKENDS = ("auto", "xla", "splash", "cudnn")
@@ -163,9 +163,7 @@ def _xla(q_bthd: Array, k_bshd: Array, v_bshd: Array, visible: Callable) -> Arra
     q = _scaled(q_bthd).reshape(batch, queries, kv_heads, group, dim).swapaxes(1, 2)
     q_bkrd = q.reshape(batch, kv_heads, queries * group, dim)
     k_bksd, v_bksd = k_bshd.swapaxes(1, 2), v_bshd.swapaxes(1, 2)
-    scores_bkrs = jnp.einsum(
-        "bkrd,bksd->bkrs", q_bkrd, k_bksd, precision=exact, preferred_element_type=jnp.float32
-    )
+    scores_bkrs = wide_einsum("bkrd,bksd->bkrs", q_bkrd, k_bksd)
     if (mask := visible(group)) is not None:  # a finite value: a row that sees no key stays finite
         scores_bkrs = jnp.where(mask[:, None], scores_bkrs, -1e30)
     weights_bkrs = jax.nn.softmax(scores_bkrs).astype(q_bthd.dtype)

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from research.arguments import InputError
 from research.kernels import mesh
-from research.kernels.matmul import exactness
+from research.kernels.matmul import exactness, wide_einsum
 
 LOGITS_PER_DEVICE = 2**27  # 0.5 GiB of float32, enough to keep a device busy
 
@@ -71,7 +71,6 @@ def _run(split, hidden_btd, head_dv, targets_bt, weight_bt, gradient):
     vocab_size, chunks, groups, tensor = split
     (batch, length, width), columns = hidden_btd.shape, head_dv.shape[1]
     dtype, positions, column_v = hidden_btd.dtype, -(-length // chunks), jnp.arange(columns)
-    einsum = partial(jnp.einsum, precision=exactness(dtype))
     batch_axes = mesh.free(mesh.BATCH) if groups > 1 else ()
     vocab_axes = mesh.free(mesh.HEADS) if tensor > 1 else ()
 
@@ -93,7 +92,7 @@ def _run(split, hidden_btd, head_dv, targets_bt, weight_bt, gradient):
 
     def step(sums, chunk):
         (loss, correct, d_head_gdv), (h_gbcd, targets_gbc, weight_gbc) = sums, chunk
-        logits = einsum("gbcd,dv->gbcv", h_gbcd, head, preferred_element_type=jnp.float32)
+        logits = wide_einsum("gbcd,dv->gbcv", h_gbcd, head)
         if vocab_size < columns:
             logits = jnp.where(column_v < vocab_size, logits, jnp.finfo(jnp.float32).min)
         top = logits.max(-1, keepdims=True)
@@ -106,8 +105,8 @@ def _run(split, hidden_btd, head_dv, targets_bt, weight_bt, gradient):
         if not gradient:
             return (loss, correct, d_head_gdv), ()
         d_logits = ((exponentials / total - is_target) * weight_gbc[..., None]).astype(dtype)
-        d_h = einsum("gbcv,dv->gbcd", d_logits, head)
-        d_head_gdv += einsum("gbcd,gbcv->gdv", h_gbcd, d_logits, preferred_element_type=jnp.float32)
+        d_h = jnp.einsum("gbcv,dv->gbcd", d_logits, head, precision=exactness(dtype))
+        d_head_gdv += wide_einsum("gbcd,gbcv->gdv", h_gbcd, d_logits)
         return (loss, correct, constrain(d_head_gdv, batch_axes, None, vocab_axes)), (d_h, nll)
 
     # A head gradient for each group, so that devices add theirs up once, after the last chunk. With

@@ -10,6 +10,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from research.kernels import mesh
+
 Precision = Literal["fp32", "bf16"]
 
 
@@ -31,3 +33,11 @@ def einsum(spec: str, x: jax.Array, w: jax.Array, precision: Precision) -> jax.A
     """
     dtype = compute_dtype(precision)
     return jnp.einsum(spec, x.astype(dtype), w.astype(dtype), precision=exactness(dtype))
+
+
+def wide_einsum(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns jnp.einsum(spec, x, y) as its float32 sums: scores, logits and their gradients."""
+    if mesh.platform() == "cpu":  # it has no such product of bfloat16 in every layout
+        x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+    exact = exactness(x.dtype)
+    return jnp.einsum(spec, x, y, precision=exact, preferred_element_type=jnp.float32)

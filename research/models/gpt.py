@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from research.arguments import Count, Fraction, InputError, Positive
-from research.kernels.matmul import compute_dtype, einsum
+from research.arguments import Count, InputError, Positive, Rate
+from research.kernels.matmul import compute_dtype, wide_einsum
 from research.models.functional import Model, functional
 from research.models.layers import MLP, Attention, Norm, NormKind, dropout, param, rotary
 from research.sharding import constrain
@@ -43,7 +43,7 @@ def make(
     mlp: Literal["gelu", "swiglu"] = "gelu",
     bias: bool = True,
     tie_embeddings: bool = True,
-    dropout: Fraction = 0.0,
+    dropout: Rate = 0.0,
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto",
     window: Count | None = None,
     remat: Literal["none", "full", "dots"] = "none",
@@ -185,8 +185,8 @@ class GPT(nnx.Module):
     def logits(self, hidden_btd: Array, *, key: Any = None, train: bool = False) -> Array:
         """Returns float32 logits (b, t, v); those of the vocabulary's padding are -inf."""
         a = self.arguments
-        logits = einsum("btd,dv->btv", hidden_btd, self._head(), a["precision"])
-        logits = constrain(logits.astype(jnp.float32), "batch", "sequence", "vocab")
+        logits = wide_einsum("btd,dv->btv", hidden_btd, self._head().astype(self.dtype))
+        logits = constrain(logits, "batch", "sequence", "vocab")
         return jnp.where(jnp.arange(logits.shape[-1]) < a["vocab_size"], logits, -jnp.inf)
 
     def _run(

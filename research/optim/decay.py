@@ -1,5 +1,7 @@
 """Decoupled weight decay (arXiv:1711.05101) by rules over parameter paths."""
 
+import re
+
 import jax
 import optax
 
@@ -16,6 +18,10 @@ def make(rate: NonNegative = 0.1, rules: tuple = ()) -> optax.GradientTransforma
     for rule in rules:
         if len(rule) != 2 or not isinstance(rule[0], str) or isinstance(rule[1], str):
             raise InputError(f"decay.rules holds {rule!r}; expected (regex, multiplier)")
+        try:
+            re.compile(rule[0])
+        except re.error as error:
+            raise InputError(f"decay.rules: {rule[0]!r} is not a regex: {error}") from error
 
     def update(updates: optax.Updates, state: optax.EmptyState, params: optax.Params) -> tuple:
         multipliers = rule_values(rules, params, 1.0)

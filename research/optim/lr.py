@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from research.arguments import Fraction, InputError, NonNegative, Size
+from research.arguments import Count, Fraction, InputError, NonNegative, Size
 
 
 class LearningRateState(NamedTuple):
@@ -25,7 +25,7 @@ def make(
     schedule: Literal["constant", "linear", "cosine"] = "cosine",
     warmup: Size = 0,
     final: Fraction = 0.0,
-    steps: Size | None = None,
+    steps: Count | None = None,
 ) -> optax.GradientTransformation:
     """Scales updates by minus the learning rate.
 

@@ -11,7 +11,8 @@ from research.models import gpt
 
 def frequencies(logits, count=4000, **options):
     rows = jnp.broadcast_to(jnp.asarray(logits), (count, len(logits)))
-    drawn = np.asarray(jax.jit(lambda rows: sample(rows, jax.random.key(0), **options))(rows))
+    keys = jax.random.split(jax.random.key(0), count)
+    drawn = np.asarray(jax.jit(lambda rows: sample(rows, keys, **options))(rows))
     return np.bincount(drawn, minlength=len(logits)) / count
 
 
@@ -54,10 +55,10 @@ def test_greedy_generation_equals_the_whole_text_run_again_for_each_token(positi
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(prompt)] = prompt
     inputs = {"tokens": padded, "lengths": np.array([5, 1, 3], np.int32)}
-    end = 39
+    end, keys = 39, jax.random.split(jax.random.key(0), 3)
     new = jax.jit(
         lambda inputs: decode(
-            model, variables, inputs, jax.random.key(0), max_tokens=10, end=end, temperature=0.0
+            model, variables, inputs, keys, max_tokens=10, end=end, temperature=0.0
         )
     )(inputs)
     whole = jax.jit(lambda tokens: model.apply(variables, tokens)[0])  # causal: padding is unseen
@@ -72,13 +73,31 @@ def test_greedy_generation_equals_the_whole_text_run_again_for_each_token(positi
                 break
 
 
+def test_a_sampled_row_does_not_depend_on_the_rows_beside_it_and_stops_at_its_limit():
+    model = gpt.make(vocab_size=40, context=12, num_layers=1, num_heads=2, width=16)
+    variables = jax.tree.map(lambda x: x * 5, model.init(jax.random.key(0)))
+    keys = jax.random.split(jax.random.key(1), 3)
+    tokens = np.arange(18, dtype=np.int32).reshape(3, 6)
+    lengths = np.array([6, 1, 3], np.int32)
+    inputs = {"tokens": tokens, "lengths": lengths, "limits": 12 - lengths}
+    run = jax.jit(
+        lambda inputs, keys: decode(model, variables, inputs, keys, max_tokens=11, end=39)
+    )
+    together = np.asarray(run(inputs, keys))
+    assert (together[0, 6:] == 39).all() and (together[2, 9:] == 39).all()
+    assert (together[1] != 39).sum() > 6
+    for row in range(3):
+        one = slice(row, row + 1)
+        alone = run(jax.tree.map(lambda x: x[one], inputs), keys[one])  # noqa: B023
+        np.testing.assert_array_equal(alone[0], together[row])
+
+
 def test_after_the_end_comes_only_the_end():
     model = gpt.make(vocab_size=4, context=16, num_layers=1, num_heads=1, width=8)
     variables = model.init(jax.random.key(0))
     inputs = {"tokens": np.zeros((16, 1), np.int32), "lengths": np.ones(16, np.int32)}
-    new = np.asarray(
-        decode(model, variables, inputs, jax.random.key(1), max_tokens=15, end=2, temperature=1.0)
-    )
+    keys = jax.random.split(jax.random.key(1), 16)
+    new = np.asarray(decode(model, variables, inputs, keys, max_tokens=15, end=2, temperature=1.0))
     for row in new:
         ends = np.flatnonzero(row == 2)
         assert len(ends) and (row[ends[0] :] == 2).all()
