@@ -2,9 +2,9 @@
 
 import optax
 
-from research.arguments import Fraction
+from research.arguments import Rate
 
 
-def make(decay: Fraction = 0.9, nesterov: bool = False) -> optax.GradientTransformation:
+def make(decay: Rate = 0.9, nesterov: bool = False) -> optax.GradientTransformation:
     """Adds `decay` times the last update, as torch.optim.SGD without dampening."""
     return optax.trace(decay=decay, nesterov=nesterov)
