@@ -28,7 +28,7 @@ EXTRAS = {
     "speech": ["soundfile>=0.13", "soxr>=1.0", "matplotlib>=3.9"],
     "study": ["optuna>=4.5", "cmaes>=0.12", "matplotlib>=3.9"],
     "trust": ["dp-accounting>=0.6", "fairlearn>=0.13"],
-    "test": ["pytest>=8", "hypothesis>=6", "jaxtyping>=0.3", "beartype>=0.22", "ruff>=0.14"],
+    "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.14"],
 }
 
 setup(
