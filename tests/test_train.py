@@ -94,6 +94,9 @@ def test_resume_with_other_loader_workers_is_bitwise_equal(text, whole, tmp_path
     train(load(text, "config.data.workers=0"), str(tmp_path), stop_after=9)
     train(load(text, "config.data.workers=2"), str(tmp_path))
     assert lines(tmp_path) == lines(whole)
+    a, b = final_state(load(text), tmp_path), final_state(load(text), whole)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
 
 
 def test_resume_on_another_mesh_goes_on_with_the_same_losses(text, whole, tmp_path):
