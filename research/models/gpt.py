@@ -111,7 +111,7 @@ class GPT(nnx.Module):
     decode_step and logits."""
 
     def __init__(self, *, rngs: nnx.Rngs, **arguments: Any) -> None:
-        self.arguments = nnx.static(arguments) if hasattr(nnx, "static") else arguments
+        self.arguments = nnx.static(arguments)
         a = arguments
         padded = -(-a["vocab_size"] // 128) * 128
         self.dtype = compute_dtype(a["precision"])
