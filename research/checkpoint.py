@@ -1,7 +1,7 @@
 """Saves the training state while training goes on, and restores it onto any mesh, bit for bit.
 
-    checkpoints = Checkpoints(f"{workdir}/checkpoints", keep=3, best=("eval/loss", "min"))
-    checkpoints.save(step, state, metrics={"eval/loss": 1.9}, extra={"data": fingerprint})
+    checkpoints = Checkpoints(f"{workdir}/checkpoints", keep=3, best=("loss", "min"))
+    checkpoints.save(step, state, metrics={"loss": 1.9}, extra={"data": fingerprint})
     state = checkpoints.restore(checkpoints.latest(), abstract_state)
 
 orbax copies, writes, commits and reads the arrays. Its manager is not used: with it a NaN metric
@@ -31,7 +31,7 @@ class Checkpoints:
     """The checkpoints of one run, in a folder that all processes share; every process calls this.
 
     Kept are the newest `keep` (at least 1), every step divisible by `keep_every`, and the best by a
-    metric, as in ("eval/loss", "min"). A step without that number, or with NaN, is never the best.
+    metric, as in ("loss", "min"). A step without that number, or with NaN, is never the best.
     Only `save` starts changing the folder, so one may evaluate what another run is still writing.
     """
 

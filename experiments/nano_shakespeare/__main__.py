@@ -12,12 +12,12 @@ import statistics
 import time
 from pathlib import Path
 
+from scipy import stats
+
 from research import config, metrics
 from research.evaluate import evaluate
 from research.train import train
 from research.workdir import environment
-
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided t quantile by number of seeds
 
 
 def main() -> None:
@@ -41,8 +41,9 @@ def main() -> None:
         runs.append({"seed": seed, **result, "validation": curve, "wall_s": round(seconds, 1)})
     losses = [run["loss"] for run in runs]
     summary = {"mean": statistics.mean(losses)}
-    if len(losses) in T_95:
-        half = T_95[len(losses)] * statistics.stdev(losses) / len(losses) ** 0.5
+    if len(losses) > 1:
+        quantile = stats.t.ppf(0.975, len(losses) - 1)
+        half = quantile * statistics.stdev(losses) / len(losses) ** 0.5
         summary["t95"] = [summary["mean"] - half, summary["mean"] + half]
     found = environment()
     kept = {key: found[key] for key in ("python", "platform", "packages", "devices")}
