@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from research.arguments import InputError
+from research.arguments import InputError, RunError
 
 BAD_INPUT, LOCKED, PREEMPTED = 2, 3, 75
 OVERRIDES = "--config.key=value overrides any value of the config"
@@ -45,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"anneal: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return BAD_INPUT
+    except RunError as error:
+        print(f"anneal: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return error.code
     except BrokenPipeError:  # `anneal generate | head` is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -21,6 +21,13 @@ class InputError(Exception):
     """Everything a user can get wrong. One line: what was given, what was expected, what to do."""
 
 
+class RunError(Exception):
+    """What went wrong while a run was under way, in one line: not the user's input but storage,
+    hardware or numbers. The command ends with `code`."""
+
+    code = 1
+
+
 class Range(NamedTuple):
     """Closed interval a number must lie in; `above` and `below` exclude an end."""
 
