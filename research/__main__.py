@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from research.arguments import InputError, RunError
 
-BAD_INPUT, LOCKED, PREEMPTED = 2, 3, 75
+PREEMPTED = 75
 OVERRIDES = "--config.key=value overrides any value of the config"
 
 
@@ -42,10 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_workdir(arguments.workdir)
         _keep_compilations()
         return arguments.verb(arguments, rest)
-    except InputError as error:
-        print(f"anneal: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return BAD_INPUT
-    except RunError as error:
+    except (InputError, RunError) as error:
         print(f"anneal: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return error.code
     except BrokenPipeError:  # `anneal generate | head` is no error
@@ -114,7 +111,7 @@ def _check_workdir(folder: str) -> None:
 # Each verb imports what it needs, so that --help and bad usage answer at once.
 def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """anneal train"""
-    from research import config, train, workdir
+    from research import config, train
 
     profile = None
     if arguments.profile:
@@ -125,18 +122,14 @@ def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
         profile = (first, stop)
     if arguments.stop_after is not None and arguments.stop_after < 1:
         raise InputError(f"--stop-after={arguments.stop_after} is not a step; expected at least 1")
-    try:
-        result = train.train(
-            config.load(arguments.config, overrides),
-            arguments.workdir,
-            stop_after=arguments.stop_after,
-            profile=profile,
-            debug_nans=arguments.debug_nans,
-            allow_drift=tuple(arguments.allow_drift),
-        )
-    except workdir.LockedError as error:
-        print(f"anneal: {error}", file=sys.stderr)
-        return LOCKED
+    result = train.train(
+        config.load(arguments.config, overrides),
+        arguments.workdir,
+        stop_after=arguments.stop_after,
+        profile=profile,
+        debug_nans=arguments.debug_nans,
+        allow_drift=tuple(arguments.allow_drift),
+    )
     return PREEMPTED if result.preempted else 0
 
 
@@ -216,9 +209,12 @@ def _keep_compilations() -> None:
     """Compiled programs are kept between runs, so that the second start is fast."""
     import jax
 
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = os.environ.get("ANNEAL_CACHE", os.path.expanduser("~/.cache/anneal"))
-        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "xla"))
+    from research import compilation_cache
+
+    cache = os.environ.get("ANNEAL_CACHE", os.path.expanduser("~/.cache/anneal"))
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "xla"))
+    if folder:  # JAX_COMPILATION_CACHE_DIR= asks for none
+        compilation_cache.keep(folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

@@ -20,6 +20,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 class InputError(Exception):
     """Everything a user can get wrong. One line: what was given, what was expected, what to do."""
 
+    code = 2
+
 
 class RunError(Exception):
     """What went wrong while a run was under way, in one line: not the user's input but storage,

@@ -72,7 +72,9 @@ def build(
     for name in config.gradients.chain:
         grad_fn = lookup.find("gradients", name)(grad_fn, **arguments(config.gradients[name]))
 
-    shapes = jax.eval_shape(lambda: init_state(model.init(jax.random.key(0)), tx, config.ema))
+    shapes = jax.eval_shape(
+        lambda: init_state(model.init(jax.random.key(0)), tx, config.ema, config.guard.window)
+    )
     placed, notes = sharding.param_shardings(
         mesh, model.axes, shapes.params, tuple(config.mesh.replicate)
     )
@@ -85,7 +87,14 @@ def build(
         model=model,
         task=task,
         tx=tx,
-        train_step=make_train_step(grad_fn, tx, seed=config.seed, ema=config.ema),
+        train_step=make_train_step(
+            grad_fn,
+            tx,
+            seed=config.seed,
+            ema=config.ema,
+            spike=config.guard.spike,
+            refuse_spikes=config.guard.refuse_spikes,
+        ),
         eval_step=make_eval_step(model, task),
         abstract=sharding.with_shardings(shapes, shardings),
         notes=notes + more,
@@ -132,7 +141,8 @@ def init(run: Run) -> TrainState:
     """Returns the state of step 0, made in place on the mesh, the same on any mesh."""
 
     def make(seed: jax.Array) -> TrainState:
-        return init_state(run.model.init(jax.random.key(seed)), run.tx, run.config.ema)
+        variables = run.model.init(jax.random.key(seed))
+        return init_state(variables, run.tx, run.config.ema, run.config.guard.window)
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, run.abstract)
     with jax.set_mesh(run.mesh):

@@ -2,29 +2,39 @@
 
     checkpoints = Checkpoints(f"{workdir}/checkpoints", keep=3, best=("loss", "min"))
     checkpoints.save(step, state, metrics={"loss": 1.9}, extra={"data": fingerprint})
-    state = checkpoints.restore(checkpoints.latest(), abstract_state)
+    step = checkpoints.newest()                       # the newest one that is sound
+    state = checkpoints.restore(step, abstract_state)
 
-orbax copies, writes, commits and reads the arrays. Its manager is not used: with it a NaN metric
-evicts the best step, a changed dtype is cast silently, a changed shape is reported without a name,
-and the remains of killed saves stay. A step is one folder: `state/` holds each leaf under its path,
-`notes/metadata` is JSON, and COMMITTED is written last: without it there is no checkpoint.
+A step is one folder: `state/` holds each leaf under its path, as orbax writes it, and manifest.json
+a checksum of every leaf and a digest of every file. orbax copies, writes, commits and reads the
+arrays. Its manager is not used: with it a flipped bit is restored as if nothing had happened, a NaN
+metric evicts the best step, a changed dtype is cast silently, a changed shape is reported without a
+name, and the remains of killed saves stay.
 """
 
-import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
-from research import tree
-from research.arguments import InputError
+from research import hosts, manifest, signing, tree
+from research.arguments import InputError, RunError
+from research.checksum import checksums
+from research.manifest import DamagedError
 
-COMMITTED = "commit_success.txt"
+COMMITTED = "commit_success.txt"  # written last
 UNFINISHED = (".orbax-checkpoint-tmp", ".deleted")
+DAMAGED = ".damaged"
+# What must be finite to be worth keeping; an optimizer may hold an infinity on purpose.
+WEIGHTS = ("params", "model_state", "ema")
+
+
+class NonFiniteError(RunError):
+    """A state whose weights are not finite is never saved."""
 
 
 class Checkpoints:
@@ -32,7 +42,9 @@ class Checkpoints:
 
     Kept are the newest `keep` (at least 1), every step divisible by `keep_every`, and the best by a
     metric, as in ("loss", "min"). A step without that number, or with NaN, is never the best.
-    Only `save` starts changing the folder, so one may evaluate what another run is still writing.
+    `sign` and `verify` are PEM files of a private and a public key: each manifest is signed, and
+    one without its signature is refused. Only `save` and `newest(set_aside=True)` change the
+    folder, so one may evaluate what another run is still writing.
     """
 
     def __init__(
@@ -41,79 +53,197 @@ class Checkpoints:
         keep: int = 1,
         keep_every: int | None = None,
         best: tuple[str, str] | None = None,
+        sign: str | None = None,
+        verify: str | None = None,
     ):
         self.folder = epath.Path(folder).absolute()  # orbax refuses a relative one, at the save
         self.keep, self.keep_every, self.best_metric = keep, keep_every, best
+        self._keys = sign, verify
         self._is_remote = "://" in str(folder)
-        mode = ocp.options.FileOptions(path_permission_mode=0o750)
-        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), file_options=mode)
-        self._pending: int | None = None  # the step being written
+        self._orbax = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(),
+            file_options=ocp.options.FileOptions(path_permission_mode=0o750),
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+        )
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._saving: Future | None = None
+        self._content: dict = {}  # of the manifest of the step being written
         self._notes: dict[int, dict] = {}
+        self._sound: set[int] = set()
 
     def save(
-        self, step: int, state: Any, metrics: dict | None = None, extra: dict | None = None
+        self,
+        step: int,
+        state: Any,
+        metrics: dict | None = None,
+        extra: dict | None = None,
+        good: bool = True,
     ) -> None:
         """Copies the arrays and returns; writing goes on behind, and `state` may be donated.
 
-        First waits for the save before it, and raises OSError if that one failed. A step that is
-        already there is not written again. `metrics` are numbers to judge the step by, `extra` is
-        anything JSON; `notes` returns both.
+        First waits for the save before it. A step that is already there is not written again.
+        `metrics` are numbers to judge the step by, `extra` is anything JSON; `notes` returns both.
+        One that is not `good` takes no place among the newest.
+
+        Raises OSError if this or the last save failed, NonFiniteError for weights that are not
+        finite, ReplicaError when devices disagree about the state.
         """
         self.wait()
-        self._prune()
+        hosts.on_first(self._prune)
         if step in self.steps():
             return
         leaves = tree.flatten(state)
+        sums = checksums(leaves)
+        if bad := [path for path in sums.nonfinite if path.split("/")[0] in WEIGHTS]:
+            raise NonFiniteError(f"step {step} is not saved: {', '.join(bad)} is not finite")
         numbers = {name: float(x) for name, x in (metrics or {}).items() if math.isfinite(x)}
-        notes = {"step": step, "metrics": numbers, "extra": extra or {}}
-        notes["leaves"] = {path: _describe(leaf) for path, leaf in leaves.items()}
-        items = {"state": ocp.args.PyTreeSave(leaves), "notes": ocp.args.JsonSave(notes)}
-        self._pending = step
-        self._orbax.save(self.folder / str(step), args=ocp.args.Composite(**items))
+        self._content = {
+            "step": step,
+            "good": good,
+            "metrics": numbers,
+            "extra": extra or {},
+            "leaves": {path: [_describe(leaf), sums[path]] for path, leaf in leaves.items()},
+        }
+        self._notes.pop(step, None)
+        items = {"state": ocp.args.PyTreeSave(leaves)}
+        with _one_line(f"{self.folder / str(step)} was not saved"):
+            self._orbax.save(self.folder / str(step), args=ocp.args.Composite(**items))
+            self._saving = self._pool.submit(self._orbax.wait_until_finished)
+
+    def _seal(self) -> None:
+        """Writes and signs the manifest; orbax calls it on the first process, before the commit."""
+        folder = self.folder / str(self._content["step"])
+        unfinished = folder.with_name(folder.name + UNFINISHED[0])  # in a store there is none
+        folder = unfinished if unfinished.exists() else folder
+        manifest.write(folder, self._content)
+        if self._keys[0]:
+            signing.sign(folder / manifest.NAME, self._keys[0], folder / manifest.SIGNATURE)
+
+    def is_saving(self) -> bool:
+        """Tells whether the last save is still being written."""
+        return self._saving is not None and not self._saving.done()
 
     def wait(self) -> None:
         """Returns when the last save is on disk and old steps are gone; OSError if it failed."""
-        step, self._pending = self._pending, None
-        try:
-            self._orbax.wait_until_finished()
-        except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise OSError(f"{self.folder / str(step)} was not saved: {reason}") from error
-        if step is not None:
-            self._prune()
-            multihost_utils.sync_global_devices("pruned")  # all see the same steps
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            with _one_line(f"{self.folder / str(self._content['step'])} was not saved"):
+                saving.result()
+            hosts.on_first(self._prune)  # all see the same steps afterwards
 
     def close(self) -> None:
         """Waits, then ends the background threads."""
         try:
             self.wait()
         finally:
+            self._pool.shutdown()
             self._orbax.close()
 
     def steps(self) -> list[int]:
-        """Returns the complete steps, ascending."""
-        names = (path.parent.name for path in self.folder.glob(f"*/{COMMITTED}"))
+        """Returns the complete steps, ascending, sound or not."""
+        return hosts.on_first(self._steps)
+
+    def _steps(self) -> list[int]:
+        # A local folder gets its name when it is complete: one of these two may have been lost.
+        files = (COMMITTED,) if self._is_remote else (COMMITTED, manifest.NAME)
+        names = {path.parent.name for file in files for path in self.folder.glob(f"*/{file}")}
         return sorted(int(name) for name in names if name.isdecimal())
 
     def latest(self) -> int | None:
-        """Returns the newest complete step."""
+        """Returns the newest complete step, sound or not."""
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
         """Returns the complete step with the best metric, the earliest among equals."""
+        return hosts.on_first(self._best)
+
+    def _best(self) -> int | None:
         name, mode = self.best_metric or ("", "min")
-        metrics = {step: self.notes(step)["metrics"] for step in self.steps() if name}
-        values = {step: found[name] for step, found in metrics.items() if name in found}
+        notes = {step: self._read(step) for step in self._steps() if name}
+        metrics = {step: found["metrics"] for step, found in notes.items() if found}
+        values = {step: numbers[name] for step, numbers in metrics.items() if name in numbers}
         return (min if mode == "min" else max)(values, key=values.get, default=None)
 
+    def newest(
+        self, set_aside: bool = False, before: int | None = None, every: int | None = None
+    ) -> int | None:
+        """Returns the newest sound step, None if none was ever saved. Only steps smaller than
+        `before`, where it is given, and only multiples of `every` if there is one.
+
+        A damaged one is reported and passed over; `set_aside` renames it to STEP.damaged, so that
+        the step can be saved again. Raises DamagedError with a list when no sound one is left.
+        """
+
+        def find() -> list:
+            found, faults = None, []
+            steps = [step for step in self._steps() if before is None or step < before]
+            for step in reversed([s for s in steps if every and s % every == 0] or steps):
+                try:
+                    self._check(step)
+                    found = step
+                    break
+                except DamagedError as error:
+                    faults.append(str(error))
+                    if set_aside:
+                        self._set_aside(step)
+            if found is None and before is None:
+                gone = self.folder.glob(f"*{DAMAGED}*")
+                faults += [f"{path} was set aside" for path in gone if not set_aside or not faults]
+                if faults:
+                    raise DamagedError(
+                        f"no sound checkpoint is left in {self.folder}: {'; '.join(faults)}; "
+                        "mend one of them, or use another --workdir to start afresh"
+                    )
+            return [found, faults]
+
+        found, faults = hosts.on_first(find)
+        for fault in faults:
+            done = "it is set aside" if set_aside else "it is passed over"
+            hosts.say(f"damaged checkpoint: {fault}; {done}, going back to step {found}")
+        return found
+
+    def set_aside(self, step: int) -> None:
+        """Renames a step to STEP.damaged."""
+        hosts.on_first(lambda: self._set_aside(step))
+
+    def _set_aside(self, step: int) -> None:
+        self._notes.pop(step, None)
+        self._sound.discard(step)
+        number, target = 1, self.folder / f"{step}{DAMAGED}"
+        while target.exists():
+            number, target = number + 1, self.folder / f"{step}{DAMAGED}.{number}"
+        _move(self.folder / str(step), target, self._is_remote)
+
     def notes(self, step: int) -> dict:
-        """Returns what is beside the arrays: step, metrics, extra, leaves; InputError if absent."""
-        if step not in self._notes:
-            if step not in self.steps():
-                there = ", ".join(map(str, self.steps())) or "none"
+        """Returns the manifest: step, metrics, extra, leaves, files. Raises InputError if there is
+        no such step, DamagedError if it is not sound."""
+
+        def read() -> dict:
+            if step not in self._steps():
+                there = ", ".join(map(str, self._steps())) or "none"
                 raise InputError(f"no checkpoint of step {step} in {self.folder}; there: {there}")
-            text = (self.folder / str(step) / "notes" / "metadata").read_text()
-            self._notes[step] = json.loads(text)
+            return self._check(step)
+
+        return hosts.on_first(read)
+
+    def _check(self, step: int) -> dict:
+        """Reads the manifest, and once looks at the signature and at every file."""
+        if step not in self._sound:
+            folder = self.folder / str(step)
+            self._notes[step] = manifest.read(folder)
+            if self._keys[1]:
+                signing.verify(folder / manifest.NAME, self._keys[1], folder / manifest.SIGNATURE)
+            manifest.check_files(folder, self._notes[step])
+            self._sound.add(step)
+        return self._notes[step]
+
+    def _read(self, step: int) -> dict | None:
+        """The manifest without looking at the files, None where it cannot be read."""
+        if step not in self._notes:
+            try:
+                self._notes[step] = manifest.read(self.folder / str(step))
+            except DamagedError:
+                return None
         return self._notes[step]
 
     def restore(self, step: int, abstract: Any, only: Iterable[str] | None = None) -> Any:
@@ -121,31 +251,38 @@ class Checkpoints:
 
         `abstract` has ShapeDtypeStructs of any mesh. `only` names the fields to read, as in
         ("params", "model_state"); the leaves of others come back as None and cost nothing.
-        Raises InputError naming every leaf that is missing, unknown, or of another shape or dtype.
+        Raises InputError naming every leaf that is missing, unknown, or of another shape or dtype,
+        and DamagedError when a file or a restored array is not what was saved.
         """
-        fields = None if only is None else set(only)
+        where, fields = self.folder / str(step), None if only is None else set(only)
         stored, wanted = (
             {path: x for path, x in leaves.items() if not fields or path.split("/")[0] in fields}
             for leaves in (self.notes(step)["leaves"], tree.flatten(abstract))
         )
-        _refuse_mismatch(stored, wanted, self.folder / str(step))
+        _refuse_mismatch(stored, wanted, where)
         placed = ocp.checkpoint_utils.construct_restore_args(wanted)
         items = {"state": ocp.args.PyTreeRestore(wanted, placed, partial_restore=True)}
-        leaves = self._orbax.restore(
-            self.folder / str(step), args=ocp.args.Composite(**items)
-        ).state
+        try:
+            leaves = self._orbax.restore(where, args=ocp.args.Composite(**items)).state
+        except Exception as error:  # what it raises depends on which of its files is damaged
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise DamagedError(f"{where} cannot be restored: {reason}") from error
+        found = checksums(leaves)
+        if changed := [path for path in stored if found[path] != stored[path][1]]:
+            raise DamagedError(f"{where}: {', '.join(changed)} not as saved (checksums differ)")
         return tree.map_named(lambda path, _: leaves.get(path), abstract)
 
     def _prune(self) -> None:
         """Deletes steps that need not be kept, and what killed or failed saves left behind."""
-        if jax.process_index() != 0:
-            return
-        steps = self.steps()
+        steps = self._steps()
         for path in self.folder.glob("*"):
             is_torn = path.name.isdecimal() and int(path.name) not in steps
             if (is_torn and self._is_remote) or path.name.endswith(UNFINISHED):
                 path.rmtree()
-        kept = {self.best(), *steps[-self.keep :]}
+        notes = {step: self._read(step) for step in steps}
+        good = [step for step, found in notes.items() if found and found["good"]]
+        kept = {self._best(), *steps[-1:], *good[-self.keep :]}
+        kept |= {step for step, found in notes.items() if not found}  # perhaps readable tomorrow
         kept |= {step for step in steps if self.keep_every and step % self.keep_every == 0}
         for path in (self.folder / str(step) for step in steps if step not in kept):
             # Invisible in one move, so that a kill never leaves half a step listed.
@@ -156,11 +293,36 @@ class Checkpoints:
             path.rmtree()
 
 
+@contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Turns whatever orbax raises into an OSError of one line."""
+    try:
+        yield
+    except (InputError, RunError):
+        raise
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise OSError(f"{what}: {reason}") from error
+
+
+def _move(path: epath.Path, target: epath.Path, is_remote: bool) -> None:
+    if not is_remote:
+        path.rename(target)
+        return
+    (path / COMMITTED).unlink(missing_ok=True)  # no longer listed, whatever happens next
+    for name in manifest.names(path):
+        copy = target / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        (path / name).copy(copy)
+    path.rmtree()
+
+
 def _describe(leaf: Any) -> str:
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
-def _refuse_mismatch(stored: dict[str, str], wanted: dict[str, Any], where: epath.Path) -> None:
+def _refuse_mismatch(stored: dict[str, list], wanted: dict[str, Any], where: epath.Path) -> None:
+    stored = {path: described for path, (described, _) in stored.items()}
     wanted = {path: _describe(leaf) for path, leaf in wanted.items()}
     faults = [
         f"{path} is stored as {stored.get(path, 'nothing')}, wanted {wanted.get(path, 'nothing')}"
@@ -168,5 +330,4 @@ def _refuse_mismatch(stored: dict[str, str], wanted: dict[str, Any], where: epat
         if stored.get(path) != wanted.get(path)
     ]
     if faults:
-        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise InputError(f"{where} does not fit this config: {'; '.join(faults[:5])}{more}")
+        raise InputError(f"{where} does not fit this config: {'; '.join(faults)}")

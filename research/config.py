@@ -17,7 +17,17 @@ import ml_collections
 import optax
 
 from research import lookup
-from research.arguments import Count, InputError, Rate, Seed, Text, check, complete, nearest
+from research.arguments import (
+    Count,
+    InputError,
+    Positive,
+    Rate,
+    Seed,
+    Text,
+    check,
+    complete,
+    nearest,
+)  # fmt: skip
 
 # The installed tree: config files are found here when they are not below the current folder.
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +45,9 @@ SUPPLIED = {
     "gradients": ("grad_fn",),
 }
 # What may differ when a run is resumed: none of it changes the numbers a step computes.
-MAY_DIFFER = ("mesh", "log", "checkpoint", "data.workers")
+MAY_DIFFER = (
+    "mesh", "log", "checkpoint", "data.workers", "guard.replicas_every", "guard.hang_after"
+)  # fmt: skip
 
 
 # A section of fixed keys is described like everything else: by a signature.
@@ -53,6 +65,7 @@ def top(
     mesh: dict | None = None,
     eval: dict | None = None,
     checkpoint: dict | None = None,
+    guard: dict | None = None,
     log: dict | None = None,
 ) -> None:
     """The top level. `steps` = global batches; `batch` = examples in one, over all devices."""
@@ -80,15 +93,33 @@ def checkpoint(
     keep_every: Count | None = None,
     best: str | None = None,
     best_mode: Literal["min", "max"] = "min",
+    sign: str | None = None,
+    verify: str | None = None,
 ) -> None:
-    """Steps between saves (None: at the end); keeps the newest, every n-th and the best."""
+    """Steps between saves (None: at the end); keeps the newest, every n-th and the best. `sign` is
+    a PEM file with a private key, `verify` one with a public key: then only signed ones are read.
+    """
+
+
+def guard(
+    spike: Positive | None = 10.0,
+    refuse_spikes: bool = False,
+    window: Count = 64,
+    rollback_after: Count | None = 5,
+    replicas_every: Count | None = None,
+    hang_after: Positive | None = 1800.0,
+) -> None:
+    """A loss `spike` deviations above the median of the last `window` is reported, or refused.
+    After `rollback_after` refused updates in a row the run goes back to a good checkpoint and skips
+    the batches since. Every `replicas_every` steps (None: at saves) all copies of the state are
+    compared. After `hang_after` seconds without a step (the first one compiles) the run ends."""
 
 
 def log(every: Count = 10, tensorboard: bool = True, wandb: str | None = None) -> None:
     """Steps between lines of metrics.jsonl; `wandb` names a Weights & Biases project."""
 
 
-FIXED = {"mesh": mesh, "eval": eval, "checkpoint": checkpoint, "log": log}
+FIXED = {"mesh": mesh, "eval": eval, "checkpoint": checkpoint, "guard": guard, "log": log}
 
 
 def load(spec: str, overrides: Iterable[str] = ()) -> ml_collections.FrozenConfigDict:

@@ -1,6 +1,8 @@
 """A whole split through the evaluation step; sums add, so the padded last batch counts exactly."""
 
+import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 
 import jax
 
@@ -8,15 +10,21 @@ from research import build, workdir
 from research import config as config_lib
 from research.arguments import InputError
 from research.checkpoint import Checkpoints
+from research.data import tokenizer as tokenizer_lib
 from research.data.source import Source
 from research.step import TrainState
 
 
 def evaluate_split(
-    run: build.Run, eval_step: Callable, variables: dict, source: Source
+    run: build.Run,
+    eval_step: Callable,
+    variables: dict,
+    source: Source,
+    beat: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Returns the numbers of a whole split: each metric's sum over its weight, and the task's
-    report. `eval_step` is jitted; float64 sums on the host do not depend on the batch size."""
+    report. `eval_step` is jitted; float64 sums on the host do not depend on the batch size. `beat`
+    is called for each batch: a watchdog's."""
     totals: dict[str, list[float]] = {}
 
     def add(sums: dict) -> None:
@@ -26,6 +34,7 @@ def evaluate_split(
 
     sums: dict = {}
     for batch in build.batches(run, source, one_pass=True):
+        beat()
         # One batch ahead, no more: the device is never idle and never has a queue to choke on.
         previous, sums = sums, eval_step(variables, batch)
         add(previous)
@@ -68,13 +77,36 @@ def restore_weights(
     if weights == "ema" and run.config.ema is None:
         raise InputError("--weights=ema, but this run kept no average (config.ema is None)")
     fields: Iterable[str] = ("ema",) if weights == "ema" else ("params", "model_state")
-    best = (run.config.checkpoint.best, run.config.checkpoint.best_mode)
-    checkpoints = Checkpoints(f"{folder}/checkpoints", best=best if best[0] else None)
-    number = {"latest": checkpoints.latest(), "best": checkpoints.best()}.get(step, step)
-    if number is None or not str(number).isdecimal():
+    rules = run.config.checkpoint
+    best = (rules.best, rules.best_mode) if rules.best else None
+    with closing(
+        Checkpoints(f"{folder}/checkpoints", best=best, verify=rules.verify)
+    ) as checkpoints:
+        finders = {"latest": checkpoints.newest, "best": checkpoints.best}
+        number = finders[step]() if step in finders else step
+        if number is None or not str(number).isdecimal():
+            raise InputError(
+                f"--step={step}: {folder} has no such checkpoint; there are {checkpoints.steps()}"
+                + ("" if best else " and config.checkpoint.best names no metric to judge by")
+            )
+        number = int(number)
+        _refuse_another_model(folder, checkpoints.notes(number)["extra"])
+        state: TrainState = checkpoints.restore(number, run.abstract, only=(*fields, "frozen"))
+    return build.weights(state, weights), number
+
+
+def _refuse_another_model(folder: str, stored: dict) -> None:
+    """Equal shapes do not make an equal model: what config.json says must be what was trained."""
+    config = workdir.existing_config(folder)
+    drift = config_lib.drift(config_lib.from_json(json.dumps(stored["config"])), config)
+    parts = ("model.", "task.", "ema", "data.tokenizer")
+    drift = {key: change for key, change in drift.items() if key.startswith(parts)}
+    if drift:
+        diff = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in drift.items())
         raise InputError(
-            f"--step={step}: {folder} has no such checkpoint; there are {checkpoints.steps()}"
-            + ("" if best[0] else " and config.checkpoint.best names no metric to judge by")
+            f"the checkpoint was not trained with {folder}/config.json ({diff}); restore that file"
         )
-    state: TrainState = checkpoints.restore(int(number), run.abstract, only=(*fields, "frozen"))
-    return build.weights(state, weights), int(number)
+    path = workdir.epath.Path(folder) / "tokenizer.json"
+    trained_with = stored["data"].get("tokenizer_fingerprint")
+    if trained_with and tokenizer_lib.load(path).fingerprint != trained_with:
+        raise InputError(f"{path} is not the tokenizer that the checkpoint was trained with")

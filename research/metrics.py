@@ -14,8 +14,10 @@ import datetime
 import importlib.util
 import json
 import math
+import os
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -43,6 +45,9 @@ class Writer:
     What the run had written after `resume_step` is removed; 0 starts afresh. In a remote workdir
     files are written locally and copied there by `flush`. `wandb` names a project, which shows
     `config`; InputError if the package is missing.
+
+    Storage that fails stops no training: lines that could not be written wait, and are written in
+    their order, once, when it works again.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class Writer:
     ):
         self.workdir, self.total_steps, self.active = epath.Path(workdir), total_steps, active
         self._tensorboard = self._wandb = self._bar = None
+        self._complained = False
         self._closing = contextlib.ExitStack()  # closes in the opposite order
         self._local, path = self.workdir, self.workdir / "metrics.jsonl"
         if not active:
@@ -69,7 +75,10 @@ class Writer:
             self._local = epath.Path(self._closing.enter_context(tempfile.TemporaryDirectory()))
             path = path.copy(self._local / path.name)
             self._closing.callback(self.flush)
-        self._lines = self._closing.enter_context(path.open("a"))
+        # No buffer: what was written is known, so that a line is never there one and a half times.
+        self._lines = self._closing.enter_context(open(os.fspath(path), "r+b", buffering=0))
+        self._end, self._waiting = self._lines.seek(0, os.SEEK_END), b""
+        self._closing.callback(self._append, "")  # what still waits
         folder = str(self._local)
         if tensorboard:
             # purge_step hides what is redone; two starts in one second would share a file name.
@@ -100,8 +109,7 @@ class Writer:
         numbers = {name: np.asarray(numbers[name]).item() for name in sorted(numbers)}
         bad = [name for name, number in numbers.items() if not math.isfinite(number)]
         line = {"step": step, "split": split} | numbers | dict.fromkeys(bad)
-        self._lines.write(json.dumps(line | ({"nonfinite": bad} if bad else {})) + "\n")
-        self._lines.flush()
+        self._append(json.dumps(line | ({"nonfinite": bad} if bad else {})) + "\n")
         if self._tensorboard:
             for name, number in numbers.items():
                 self._tensorboard.add_scalar(f"{split}/{name}", number, step)
@@ -115,11 +123,40 @@ class Writer:
 
     def flush(self) -> None:
         """Copies the files to a remote workdir; TensorBoard's last numbers may follow later."""
-        if self._tensorboard:
-            self._tensorboard.flush()
-        files = self._local.iterdir() if self._local != self.workdir else ()
-        for path in (path for path in files if path.is_file()):
-            path.copy(self.workdir / path.name, overwrite=True)
+        if not self.active:
+            return
+        if not self._lines.closed:
+            self._append("")
+        with self._tolerant():
+            if self._tensorboard:
+                self._tensorboard.flush()
+            files = self._local.iterdir() if self._local != self.workdir else ()
+            for path in (path for path in files if path.is_file()):
+                path.copy(self.workdir / path.name, overwrite=True)
+
+    def _append(self, line: str) -> None:
+        self._waiting += line.encode()
+        with self._tolerant():
+            try:
+                self._lines.seek(self._end)
+                written = 0
+                while written < len(self._waiting):
+                    written += self._lines.write(self._waiting[written:])
+            except OSError:
+                self._lines.truncate(self._end)  # half a line would be read as none
+                raise
+            self._end, self._waiting = self._end + written, b""
+            self._complained = False
+
+    @contextlib.contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        """Says that storage fails, once until it works again, and goes on."""
+        try:
+            yield
+        except OSError as error:
+            if not self._complained:
+                print(f"metrics are not written for now: {error}", file=sys.stderr, flush=True)
+            self._complained = True
 
 
 def is_remote(path: epath.Path) -> bool:

@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from research import guard as guard_lib
+from research.guard import Guard
+
 
 class TrainState(NamedTuple):
     """All that a run carries from one step to the next. Shapes never depend on the step."""
@@ -23,9 +26,12 @@ class TrainState(NamedTuple):
     opt_state: Any
     grad_state: Any  # of the gradient wrappers: a loss scale
     ema: Any  # {"params", "model_state"} averaged over updates, or None
+    guard: Guard  # of the losses so far: which update counts
 
 
-def init_state(variables: dict, tx: optax.GradientTransformation, ema: float | None) -> TrainState:
+def init_state(
+    variables: dict, tx: optax.GradientTransformation, ema: float | None, window: int = 64
+) -> TrainState:
     """Returns the state of step 0 for `variables` as a model's `init` makes them."""
     params, model_state = variables["params"], variables["model_state"]
     average = None
@@ -34,18 +40,26 @@ def init_state(variables: dict, tx: optax.GradientTransformation, ema: float | N
         average = jax.tree.map(jnp.copy, {"params": params, "model_state": model_state})
     frozen = variables.get("frozen", {})
     step = jnp.zeros((), jnp.int32)
-    return TrainState(step, params, frozen, model_state, tx.init(params), {}, average)
+    guard = guard_lib.init(window)
+    return TrainState(step, params, frozen, model_state, tx.init(params), {}, average, guard)
 
 
 def make_train_step(
-    grad_fn: Callable, tx: optax.GradientTransformation, *, seed: int, ema: float | None = None
+    grad_fn: Callable,
+    tx: optax.GradientTransformation,
+    *,
+    seed: int,
+    ema: float | None = None,
+    spike: float | None = None,
+    refuse_spikes: bool = False,
 ) -> Callable:
     """Returns train_step. Its metrics are scalars: loss, grad_norm, learning_rate where the
-    optimizer has one, `refused` (1 when the update was not applied), and the task's.
+    optimizer has one, those of the guard (`refused`: 1 when the update was not applied), and the
+    task's. `spike` and `refuse_spikes` are the guard's.
 
-    An update whose loss or gradient is not finite is refused: parameters, model_state, optimizer
-    and ema stay as they were; `step` moves on, so that the bad batch is not met again, and so does
-    grad_state, so that a loss scale can fall.
+    An update whose loss, gradient or change is not finite is refused: parameters, model_state,
+    optimizer and ema stay as they were; `step` moves on, so that the bad batch is not met again,
+    and so does grad_state, so that a loss scale can fall.
     """
     tx = optax.with_extra_args_support(tx)
 
@@ -67,7 +81,10 @@ def make_train_step(
             new["ema"] = jax.tree.map(lambda a, x: a + (1 - ema) * (x - a), state.ema, live)
 
         grad_norm = optax.global_norm(grads)
-        accepted = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (sums.weight > 0)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (sums.weight > 0)
+        # An optimizer can divide 0 by 0 where all that it was given is finite.
+        finite &= jnp.isfinite(optax.global_norm(updates))
+        accepted, guard, judged = guard_lib.judge(state.guard, loss, finite, spike, refuse_spikes)
         old = {name: getattr(state, name) for name in new}
         new = jax.tree.map(lambda n, o: jnp.where(accepted, n, o), new, old)
 
@@ -76,9 +93,8 @@ def make_train_step(
         rate = optax.tree.get(opt_state, "learning_rate", None)
         if rate is not None:
             metrics["learning_rate"] = rate
-        metrics["refused"] = 1.0 - accepted
-        state = state._replace(step=state.step + 1, grad_state=sums.grad_state, **new)
-        return state, metrics
+        state = state._replace(step=state.step + 1, grad_state=sums.grad_state, guard=guard, **new)
+        return state, metrics | judged
 
     return train_step
 

@@ -1,19 +1,14 @@
-"""The folder of a run: config.json, environment.json, and a lock that keeps a second writer out.
+"""The folder of a run: config.json, environment.json and the tokenizer.
 
 workdir/  config.json  environment.json  metrics.jsonl  events.*  checkpoints/  loss.png
 """
 
 import importlib.metadata
 import json
-import os
 import platform
-import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import fsspec
 import jax
 import ml_collections
 from etils import epath
@@ -22,10 +17,6 @@ from research import config as config_lib
 from research.arguments import InputError
 
 PACKAGES = ("anneal", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-
-
-class LockedError(Exception):
-    """Another run writes to the workdir."""
 
 
 def read_config(workdir: str) -> ml_collections.FrozenConfigDict | None:
@@ -56,58 +47,6 @@ def refuse_drift(
             f"the workdir was trained with another config ({diff}); "
             "use another --workdir, or accept each key with --allow-drift=KEY"
         )
-
-
-@contextmanager
-def locked(workdir: str) -> Iterator[epath.Path]:
-    """Creates the workdir and holds its lock. Raises InputError if it cannot be written and
-    LockedError when a living run holds it; the lock of a dead process here is taken over."""
-    folder = epath.Path(workdir)
-    if jax.process_index() != 0:
-        yield folder
-        return
-    lock = folder / "lock"
-    owner = {"host": socket.gethostname(), "pid": os.getpid()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for _ in range(2):
-            try:
-                # Create-if-absent is the whole protocol; epath cannot, object stores can.
-                with fsspec.open(os.fspath(lock), "xb") as file:
-                    file.write(json.dumps(owner).encode())
-                break
-            except FileExistsError:
-                if _is_stale(lock, owner["host"]):
-                    lock.unlink(missing_ok=True)
-        else:
-            raise LockedError(
-                f"{workdir} is locked by another run ({lock.read_text()}); wait for it, "
-                f"or remove {lock} if that run is gone"
-            )
-        if (folder / "checkpoints").is_file():
-            raise NotADirectoryError("checkpoints is a file")
-    except (OSError, NotADirectoryError) as error:
-        raise InputError(f"--workdir={workdir} cannot be written: {error}") from error
-    try:
-        yield folder
-    finally:
-        lock.unlink(missing_ok=True)
-
-
-def _is_stale(lock: epath.Path, host: str) -> bool:
-    try:
-        owner = json.loads(lock.read_text())
-    except (ValueError, OSError):
-        return False  # just being written, or just removed
-    if owner["host"] != host:
-        return False  # cannot be known from here
-    try:
-        os.kill(owner["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return False
 
 
 def write_config(

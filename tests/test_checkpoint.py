@@ -1,6 +1,5 @@
 """Checkpoints: equal bits under donation and on another mesh, what is kept, what is refused."""
 
-import json
 import os
 import signal
 import socket
@@ -17,6 +16,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from research import manifest
 from research.arguments import InputError
 from research.checkpoint import Checkpoints
 
@@ -161,10 +161,9 @@ def test_partial_restore_reads_the_named_fields_only(tmp_path, state):
     checkpoints.save(1, state)
     checkpoints.close()
     # Damage the optimizer's stored description: were it looked at, the restore would fail.
-    notes = tmp_path / "1" / "notes" / "metadata"
-    changed = json.loads(notes.read_text())
-    leaves = {p: d for p, d in changed["leaves"].items() if not p.startswith("opt_state")}
-    notes.write_text(json.dumps(changed | {"leaves": leaves}))
+    content = manifest.read(tmp_path / "1")
+    leaves = {p: d for p, d in content["leaves"].items() if not p.startswith("opt_state")}
+    manifest.write(tmp_path / "1", content | {"leaves": leaves})
     reader = Checkpoints(tmp_path)
     restored = reader.restore(1, abstract_of(state), only=("params", "model_state"))
     assert to_bytes(restored.params) == to_bytes(state.params)
@@ -202,7 +201,7 @@ def test_every_mismatch_is_refused_by_path(tmp_path, state):
     )
     assert "params/head is stored as bfloat16[16,16], wanted nothing" in refusal({"layers": layers})
     many = refusal({f"w{i}": head for i in range(9)})
-    assert "w1" in many and "and 7 more" in many
+    assert all(f"params/w{i} is stored as nothing" in many for i in range(9))
     checkpoints.close()
 
 

@@ -196,7 +196,7 @@ def check_that_neighbours_do_not_matter(workdir):
 
 
 def test_a_locked_workdir_is_exit_code_3(text, tmp_path, capsys):
-    from research.workdir import locked
+    from research.lock import locked
 
     with locked(str(tmp_path / "run")):
         assert main(command(text, tmp_path / "run")) == 3

@@ -2,25 +2,33 @@
 
     batches = prefetch(source.batches(state.step, shard=(host, hosts)), put)
 
-Nothing of the input pipeline is saved: a run resumes by asking for the batches from its step on.
+Nothing of the input pipeline is saved: a run resumes by asking for the batches from its step on,
+and a worker process that died is started again where it was.
 """
 
+import fcntl
 import functools
+import os
 import queue
+import shutil
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import numpy as np
 
-from research.arguments import InputError
+from research.arguments import InputError, RunError
+from research.data.workers import SMALLER, Batch, in_processes
 
-Batch = dict[str, np.ndarray]
+if TYPE_CHECKING:  # a worker process starts twice as fast without it
+    import jax
+
 Row = Callable[[int, int, np.random.Generator], Batch]  # (index, epoch, generator) -> one example
+UNFINISHED = ".unfinished"  # ends the name of a cache folder that somebody is writing
 
 
 class RecordError(InputError):
@@ -30,10 +38,11 @@ class RecordError(InputError):
 class Source(NamedTuple):
     """One split of a dataset."""
 
-    spec: dict[str, jax.ShapeDtypeStruct]  # a global batch: every leaf has a leading axis `batch`
+    spec: dict[str, "jax.ShapeDtypeStruct"]  # a global batch: every leaf has a first axis `batch`
     info: dict[str, Any]  # what the data decides, and its fingerprint; plain JSON
     num_batches: int  # in one pass over the split, the last one padded with weight 0
     batches: Callable[..., Iterator[Batch]]  # as make_batches returns it
+    rows: Callable[[int], list[int]]  # the examples of the global batch after `step` steps
     tokenizer: Any = None
 
 
@@ -41,15 +50,16 @@ def make_batches(
     row: Row,
     num_rows: int,
     *,
-    spec: dict[str, jax.ShapeDtypeStruct],
+    spec: dict[str, "jax.ShapeDtypeStruct"],
     batch: int,
     seed: int,
     shuffle: bool,
     repeat: bool,
     workers: int = 0,
     skip_budget: int = 0,
-) -> Callable[..., Iterator[Batch]]:
-    """Returns batches(start_step=0, shard=(0, 1), one_pass=not repeat).
+) -> tuple[Callable[..., Iterator[Batch]], Callable[[int], list[int]]]:
+    """Returns batches(start_step=0, shard=(0, 1), one_pass=not repeat), and rows(step): the rows
+    in the global batch after `step` steps, in its order.
 
     Row j of a batch is example step * batch + j of the shuffled epochs laid end to end (a new order
     each epoch, 8 bytes a row). Host `index` of `count` gets its contiguous part of every batch; no
@@ -59,39 +69,58 @@ def make_batches(
     by zeros and named on stderr, up to `skip_budget` records a host (counted anew after a restart).
 
     Raises RecordError for a corrupt record without a budget, InputError beyond the budget, or for a
-    batch that the hosts cannot share equally.
+    batch that the hosts cannot share equally, RunError for a worker that hangs or keeps dying.
+    What else a row raises comes through as it is, with a note of the row and the step.
     """
     empty = {name: np.zeros(leaf.shape[1:], leaf.dtype) for name, leaf in spec.items()}
+
+    def places(step: int, shard: tuple[int, int], one_pass: bool) -> Iterator[tuple[int, int]]:
+        """Yields (epoch, index) of each example; in one pass, epoch 1 is padding."""
+        host, hosts = shard
+        for position in range(batch * host // hosts, batch * (host + 1) // hosts):
+            epoch, index = divmod(step * batch + position, num_rows)
+            if shuffle and not one_pass:
+                index = int(_order(num_rows, seed, epoch)[index])
+            yield epoch, index
+
+    def at(step: int, shard: tuple[int, int], one_pass: bool) -> tuple[Batch, list[str]]:
+        examples, errors, index = [], [], None
+        try:
+            for epoch, index in places(step, shard, one_pass):
+                example = empty
+                if not (one_pass and epoch):
+                    try:
+                        random = np.random.default_rng((seed, epoch, index + 1))
+                        example = row(index, epoch, random)
+                    except RecordError as error:
+                        errors.append(str(error))
+                examples.append(example)
+            return {name: _stack(name, examples, empty[name]) for name in empty}, errors
+        except MemoryError:
+            raise RunError(f"out of memory for the batch after step {step}; {SMALLER}") from None
+        except Exception as error:
+            error.add_note(f"at row {index} of the data, in the batch after step {step}")
+            raise
 
     def batches(
         start_step: int = 0, shard: tuple[int, int] = (0, 1), one_pass: bool = not repeat
     ) -> Iterator[Batch]:
-        host, hosts = shard
-        if batch % hosts:
-            raise InputError(f"batch={batch} does not divide by {hosts} hosts; choose a multiple")
-
-        def at(step: int) -> tuple[Batch, list[str]]:
-            rows, errors = [], []
-            for position in range(batch * host // hosts, batch * (host + 1) // hosts):
-                epoch, index = divmod(step * batch + position, num_rows)
-                if one_pass and epoch:
-                    rows.append(empty)
-                    continue
-                if shuffle and not one_pass:
-                    index = int(_order(num_rows, seed, epoch)[index])
-                try:
-                    random = np.random.default_rng((seed, epoch, index + 1))
-                    rows.append(row(index, epoch, random))
-                except RecordError as error:
-                    rows.append(empty)
-                    errors.append(str(error))
-            return {name: np.stack([row[name] for row in rows]) for name in empty}, errors
-
+        if batch % shard[1]:
+            raise InputError(
+                f"batch={batch} does not divide by {shard[1]} hosts; choose a multiple"
+            )
+        make = functools.partial(at, shard=shard, one_pass=one_pass)
         steps = range(start_step, -(-num_rows // batch) if one_pass else 1 << 40)
-        made = _in_processes(at, steps, workers) if workers else map(at, steps)
+        size = batch // shard[1]
+        like = {name: ((size, *one.shape), one.dtype) for name, one in empty.items()}
+        made = in_processes(make, like, steps, workers) if workers else map(make, steps)
         return _within_budget(made, skip_budget)
 
-    return batches
+    def rows(step: int) -> list[int]:
+        found = places(step, (0, 1), not repeat)
+        return [index for epoch, index in found if repeat or not epoch]
+
+    return batches, rows
 
 
 @functools.lru_cache(maxsize=4)
@@ -100,20 +129,11 @@ def _order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(num_rows)
 
 
-def _in_processes(function: Callable[[int], Any], steps: range, workers: int) -> Iterator[Any]:
-    import grain
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # grain's processes read a flag, also outside absl's app.run
-    # Whole batches are made in a worker: grain keeps the order of elements, not of what it batches.
-    dataset = grain.MapDataset.range(steps.start, steps.stop).map(function)
-    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-    iterator = iter(dataset.mp_prefetch(grain.MultiprocessingOptions(workers, 2)))
-    try:
-        yield from iterator
-    finally:
-        iterator.close()
+def _stack(name: str, examples: list[Batch], like: np.ndarray) -> np.ndarray:
+    value = np.stack([example[name] for example in examples], dtype=like.dtype)
+    if value.shape[1:] != like.shape:
+        raise ValueError(f"{name} of a row has shape {value.shape[1:]}, its spec {like.shape}")
+    return value
 
 
 def _within_budget(made: Iterable[tuple[Batch, list[str]]], budget: int) -> Iterator[Batch]:
@@ -174,15 +194,15 @@ def prefetch(iterator: Iterator[Any], put: Callable[[Any], Any], depth: int = 2)
 def cached(folder: Path, write: Callable[[Path], None]) -> Path:
     """Returns `folder`, made by `write` under another name and renamed if it does not exist yet.
 
-    So nobody sees half of it, whoever is killed or writes it too. Raises InputError if it cannot be
-    written.
+    So nobody sees half of it, whoever is killed or writes it too. What killed processes left in the
+    cache is removed. Raises InputError if it cannot be written.
     """
     if folder.exists():
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as temporary:
-            (new := Path(temporary, "new")).mkdir()
+        _remove_leftovers(folder.parent)
+        with _unfinished(folder) as new:
             write(new)
             new.rename(folder)
     except OSError as error:
@@ -191,3 +211,32 @@ def cached(folder: Path, write: Callable[[Path], None]) -> Path:
                 f"cannot write the cache {folder}: {error}; set ANNEAL_CACHE to a writable folder"
             ) from error
     return folder
+
+
+@contextmanager
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """A folder to fill, in one that is locked for as long as this process lives."""
+    place = dict(prefix=f"{folder.name}.", suffix=UNFINISHED, dir=folder.parent)
+    with tempfile.TemporaryDirectory(**place) as outer:
+        lock = os.open(outer, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # where there are no locks, nothing is taken for a leftover
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (new := Path(outer, "new")).mkdir()
+            yield new
+        finally:
+            os.close(lock)
+
+
+def _remove_leftovers(root: Path) -> None:
+    # A lock, unlike a process id, also tells of the processes in other containers.
+    for outer in root.glob(f"*{UNFINISHED}"):
+        with suppress(OSError):  # the lock of a living process, or somebody removes it too
+            if not (outer / "new").exists():
+                continue  # its lock comes before
+            lock = os.open(outer, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(outer)
+            finally:
+                os.close(lock)

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-import jax
 import numpy as np
 
 from research.arguments import Count, InputError, Size
@@ -64,6 +63,8 @@ def make(
     (None when packing "none" cuts documents short).
     Raises InputError for text that cannot be used, RecordError for a corrupt document.
     """
+    import jax  # here, as worker processes import this file and do without: 44 MB, not 155
+
     read = functools.cache(lambda name: find("data.readers", reader)(path, name, field))
     root = Path(cache or os.environ.get("ANNEAL_CACHE") or "~/.cache/anneal").expanduser()
     codec = _tokenizer(read, tokenizer, vocab_size, tokenizer_path, root, skip_budget)
@@ -94,12 +95,13 @@ def make(
         info["num_tokens"] = int(_open(plan / "spans.npy")[:, 1].sum())
         info["num_bytes"] = info["num_bytes"] if info["num_tokens"] == num_tokens else None
     info |= dict(vocab_size=codec.vocab_size, context=context, tokenizer=codec.kind)
+    info["tokenizer_fingerprint"] = codec.fingerprint
     info["fingerprint"] = _digest(key, packing, context)
     spec = {name: jax.ShapeDtypeStruct((batch, context), dtype) for name, dtype in dtypes.items()}
     order = dict(seed=seed, shuffle=split == "train", repeat=split == "train")
     care = dict(workers=workers, skip_budget=skip_budget)
-    batches = make_batches(row, num_rows, spec=spec, batch=batch, **order, **care)
-    return Source(spec, info, -(-num_rows // batch), batches, codec)
+    batches, rows = make_batches(row, num_rows, spec=spec, batch=batch, **order, **care)
+    return Source(spec, info, -(-num_rows // batch), batches, rows, codec)
 
 
 def _digest(*parts: object) -> str:
