@@ -18,6 +18,8 @@ CORE = [
     "tensorboardX>=2.6.5",
 ]
 
+SIGN = ["model-signing>=1.1", "pyopenssl"]  # model-signing imports pyopenssl without asking for it
+
 EXTRAS = {
     # Backends.
     "tpu": ["jax[tpu]"],
@@ -28,7 +30,9 @@ EXTRAS = {
     "speech": ["soundfile>=0.13", "soxr>=1.0", "matplotlib>=3.9"],
     "study": ["optuna>=4.5", "cmaes>=0.12", "matplotlib>=3.9"],
     "trust": ["dp-accounting>=0.6", "fairlearn>=0.13"],
-    "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.14"],
+    "sign": SIGN,
+    # zstandard changes how jax compresses what it caches, so its tests need it.
+    "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.14", "zstandard>=0.23", *SIGN],
 }
 
 setup(

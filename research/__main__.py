@@ -40,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown:
             raise InputError(f"unknown argument {unknown[0]!r}; see `anneal --help`")
         _check_workdir(arguments.workdir)
+        if arguments.distributed or "JAX_COORDINATOR_ADDRESS" in os.environ:
+            from research import hosts
+
+            hosts.join()
         _keep_compilations()
         return arguments.verb(arguments, rest)
     except (InputError, RunError) as error:
@@ -53,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> Parser:
     """Returns the parser of all verbs."""
     top = Parser(prog="anneal", description=__doc__.splitlines()[0])
+    top.add_argument("--distributed", action="store_true", help="one process of many: a cluster's")
     verbs = top.add_subparsers(required=True, metavar="VERB", parser_class=Parser)
 
     verb = verbs.add_parser("train", help="train a config in a workdir, or go on there")

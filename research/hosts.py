@@ -5,6 +5,7 @@ if hosts.any_of(storage_is_busy()): ...
 """
 
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,14 +15,24 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from research.arguments import RunError
+from research.arguments import InputError, RunError
 
 
 def join() -> None:
     """Makes this process one of many, as JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID say; what is not set is found out from the cluster (Cloud TPU, GKE, Slurm)."""
-    if not jax.distributed.is_initialized():
-        jax.distributed.initialize()
+    JAX_PROCESS_ID say; what is not set is found out from the cluster (Cloud TPU, GKE, Slurm).
+
+    Raises InputError when that cannot be found out or the others cannot be reached.
+    """
+    given = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
+    try:
+        numbers = {name: int(text) for name, text in given.items() if text is not None}
+        jax.distributed.initialize(**numbers)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"cannot join the other processes: {error}; set JAX_COORDINATOR_ADDRESS=HOST:PORT, "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+        ) from error
 
 
 def on_first(call: Callable[[], Any]) -> Any:

@@ -6,8 +6,9 @@
     saver.finish(step, state, numbers, extra)     # the last one: returns when it is on disk
 
 A save that fails (full disk, lost permission, a store that is away) is tried again after some
-seconds, then after twice as long, and said each time. So is one that cannot begin because the last
-is still being written: nothing queues. Three intervals in a row without a checkpoint end the run.
+seconds, then after twice as long, and said each time. Three intervals in a row without a checkpoint
+end the run. One that is slower than the interval is waited for, said and counted: nothing queues,
+and no more than an interval is ever at stake.
 """
 
 import time
@@ -32,7 +33,7 @@ class Saver:
 
     def __init__(self, checkpoints: Checkpoints, every: int | None) -> None:
         self.checkpoints, self.every = checkpoints, every
-        self.failed = self.skipped = 0  # saves so far that did not come to be, or not in time
+        self.failed = self.late = 0  # saves so far that did not come to be, or not in time
         self._owed = self._pending = False
         self._misses, self._not_before, self._wait = 0, 0.0, RETRY
         self._reason = ""
@@ -43,7 +44,7 @@ class Saver:
 
     def counts(self) -> dict[str, int]:
         """Returns what went wrong so far, for the metrics (nothing if nothing did)."""
-        counts = {"time/saves_failed": self.failed, "time/saves_skipped": self.skipped}
+        counts = {"time/saves_failed": self.failed, "time/saves_late": self.late}
         return {name: count for name, count in counts.items() if count}
 
     def wants(self, step: int) -> bool:
@@ -52,22 +53,21 @@ class Saver:
         due = self.is_due(step)
         if not (due or self._owed or (self._pending and hosts.count() == 1)):
             return False
-        if self._pending and not hosts.any_of(self.checkpoints.is_saving()):
+        is_late = self._pending and hosts.any_of(self.checkpoints.is_saving())
+        if due and is_late:
+            self.late += 1
+            hosts.say(f"step {step}: the save before is still being written; save more rarely")
+        if self._pending and (due or not is_late):
             self._collect()
-        if due and self._owed and not self._pending:  # one that is only slow is said, not ended
+        if due and self._owed:
             self._misses += 1
             if self._misses >= MISSES:
                 raise StorageError(
                     f"{self._misses} intervals passed without a checkpoint; {self._reason}; mend "
                     "the storage and run the same command again"
                 )
-        if due and self._pending:
-            self.skipped += 1
-            self._reason = f"at step {step} the save before it is still being written"
-            hosts.say(f"{self._reason}: save more rarely (config.checkpoint.every)")
         self._owed |= due
-        can_begin = not self._pending and time.monotonic() >= self._not_before
-        return self._owed and not hosts.any_of(not can_begin)
+        return self._owed and not hosts.any_of(time.monotonic() < self._not_before)
 
     def save(self, step: int, state: Any, numbers: dict, extra: dict, good: bool = True) -> None:
         """Begins to save; what fails is tried again."""

@@ -33,7 +33,7 @@ def sign(path: StrPath, private_key: StrPath, signature: StrPath) -> None:
     """Signs `path`, a file (local or gs://...) or a local folder, into the file `signature`.
 
     Raises InputError for a missing package, a bad key, nothing at `path`, links in it or the
-    signature in it; OSError where that cannot be written.
+    signature in it; OSError where one cannot be read or written.
     """
     config = _config(private_key, "private key")
     with tempfile.TemporaryDirectory() as folder:
@@ -50,13 +50,16 @@ def sign(path: StrPath, private_key: StrPath, signature: StrPath) -> None:
 def verify(path: StrPath, public_key: StrPath, signature: StrPath) -> None:
     """Checks that `path`, only hashed, is file for file what the owner of `public_key` signed.
 
-    Raises TamperedError if not; InputError for a missing package, a bad key, nothing at `path`.
+    Raises TamperedError if not; InputError for a missing package, a bad key, nothing at `path`;
+    OSError where either cannot be read.
     """
     config = _config(public_key, "public key")
     with tempfile.TemporaryDirectory() as folder:
         content = _here(path, folder)
         try:
             config.verify(content, _here(signature, folder))
+        except OSError:  # the storage failed, which says nothing about the content
+            raise
         except Exception as error:  # whatever a forged or missing signature leads to
             told = f"{path} is not what {public_key} signed in {signature}: {_in_words(error)}"
             raise TamperedError(f"{told}; do not use it, fetch it again") from None
@@ -64,19 +67,17 @@ def verify(path: StrPath, public_key: StrPath, signature: StrPath) -> None:
 
 def _config(key: StrPath, kind: str) -> Any:
     try:
-        import model_signing as library
+        import model_signing as lib
     except ImportError:
         raise InputError("a signature needs model-signing; pip install 'anneal[sign]'") from None
     # By default it passes over .gitattributes and the like, which anyone could then add.
-    files = library.hashing.Config().set_ignored_paths(paths=[], ignore_git_paths=False)
+    files = lib.hashing.Config().set_ignored_paths(paths=[], ignore_git_paths=False)
     word = os.environ.get(PASSWORD, "").encode() or None  # its hint says str, it needs bytes
     try:
         if kind == "public key":
-            config = library.verifying.Config().use_elliptic_key_verifier(public_key=key)
+            config = lib.verifying.Config().use_elliptic_key_verifier(public_key=key)
         else:
-            config = library.signing.Config().use_elliptic_key_signer(
-                private_key=key, password=word
-            )
+            config = lib.signing.Config().use_elliptic_key_signer(private_key=key, password=word)
     except Exception as error:  # another type for every kind of wrong file
         told = f"{key}: {error}; expected a PEM file, a {kind} of the curve P-256, P-384 or P-521"
         raise InputError(f"{told}; {PASSWORD} opens an encrypted one") from None
