@@ -1,7 +1,8 @@
 """The command line: `anneal VERB ...`. A verb is listed once it works.
 
-Exit codes: 0 done, 2 bad input, 3 locked by another run, 75 preempted and saved (launchers
-requeue), 1 anything else.
+Exit codes: 0 done, 2 bad input, 3 locked by another run, 70 no step for long or another process
+is gone, 74 checkpoints cannot be written, 75 preempted and saved, 1 anything else.
+launch/requeue.sh starts a command again after 70 and 75.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,18 +42,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown:
             raise InputError(f"unknown argument {unknown[0]!r}; see `anneal --help`")
         _check_workdir(arguments.workdir)
-        if arguments.distributed or "JAX_COORDINATOR_ADDRESS" in os.environ:
-            from research import hosts
-
-            hosts.join()
-        _keep_compilations()
-        return arguments.verb(arguments, rest)
+        with _joined(arguments.distributed):
+            _keep_compilations()
+            return arguments.verb(arguments, rest)
     except (InputError, RunError) as error:
-        print(f"anneal: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return error.code
+        return _report(error)
     except BrokenPipeError:  # `anneal generate | head` is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _report(error: InputError | RunError) -> int:
+    print(f"anneal: {' '.join(str(error).splitlines())}", file=sys.stderr, flush=True)
+    return error.code
+
+
+@contextmanager
+def _joined(distributed: bool) -> Iterator[None]:
+    """Makes this process one of many where it was started as one."""
+    if not distributed and "JAX_COORDINATOR_ADDRESS" not in os.environ:
+        yield
+        return
+    from research import hosts
+
+    hosts.join()
+    try:
+        yield
+    except Exception as error:
+        # At once: an orderly end waits for the others, who may wait for this one, or be gone.
+        error, code = hosts.explain(error), 1
+        if isinstance(error, InputError | RunError):
+            code = _report(error)
+        else:
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(code)
 
 
 def parser() -> Parser:
@@ -76,6 +101,11 @@ def parser() -> Parser:
     _add_weights(verb)
     verb.add_argument("--split", help="default: the config's eval.split")
     verb.set_defaults(verb=evaluate)
+
+    verb = verbs.add_parser("verify", help="say what of a workdir is sound: every file and array")
+    verb.add_argument("--workdir", required=True, metavar="DIR")
+    verb.add_argument("--public-key", metavar="PEM", help="refuse checkpoints it has not signed")
+    verb.set_defaults(verb=verify)
 
     verb = verbs.add_parser("generate", help="continue prompts; JSON lines in and out")
     _add_weights(verb)
@@ -145,6 +175,18 @@ def evaluate(arguments: argparse.Namespace, overrides: list[str]) -> int:
     a = arguments
     print(json.dumps(evaluate(a.workdir, a.step, a.weights, a.split, overrides)))
     return 0
+
+
+def verify(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """anneal verify"""
+    from research.verify import verify
+
+    if overrides:
+        raise InputError(f"{overrides[0]}: verify takes no overrides")
+    report = verify(arguments.workdir, arguments.public_key)
+    for line in report.lines:
+        print(line)
+    return 0 if report.sound else 1
 
 
 def generate(arguments: argparse.Namespace, overrides: list[str]) -> int:

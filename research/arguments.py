@@ -11,6 +11,7 @@ import ast
 import difflib
 import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -58,6 +59,24 @@ Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
 
 
+# Words of a name that say its value is nobody's business, and values that give themselves away.
+SECRET_NAME = re.compile(
+    r"(?:^|[^a-z])(?:api_?key|key|token|secret|password|passwd|credentials?)(?:$|[^a-z])", re.I
+)
+SECRET_VALUE = re.compile(
+    r"(?<=://)[^/@\s]+(?=@)|\b(?:hf_|ghp_|gho_|sk-|xox[bp]-|ya29\.|AKIA|AIza)[\w.-]{12,}"
+)
+MASK = "***"
+
+
+def masked(name: str, value: Any) -> Any:
+    """Returns `value` as it may be written down or shown: a secret, by its name or by its looks
+    (access tokens, a password in a URL), as "***"."""
+    if value is not None and SECRET_NAME.search(name):
+        return MASK
+    return SECRET_VALUE.sub(MASK, value) if isinstance(value, str) else value
+
+
 class Text(str):
     """A value typed on the command line: it becomes what the signature asks for."""
 
@@ -100,12 +119,13 @@ def complete(function: Callable, given: dict, where: str, supplied: Iterable[str
 
 def check(value: Any, hint: Any, where: str) -> Any:
     """Returns `value` as the type that `hint` asks for; raises InputError if it does not fit."""
+    shown = masked(where, value)
     if typing.get_origin(hint) is Annotated:
         base, *conditions = typing.get_args(hint)
         value = check(value, base, where)
         for condition in conditions:
             if isinstance(condition, Range) and value not in condition:
-                raise InputError(f"{where}={value!r} is out of range; expected {condition}")
+                raise InputError(f"{where}={shown!r} is out of range; expected {condition}")
         return value
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         options = typing.get_args(hint)
@@ -121,7 +141,7 @@ def check(value: Any, hint: Any, where: str) -> Any:
     if typing.get_origin(hint) is Literal:
         options = typing.get_args(hint)
         if value not in options:
-            raise InputError(f"{where}={value!r} is not an option{nearest(str(value), options)}")
+            raise InputError(f"{where}={shown!r} is not an option{nearest(str(value), options)}")
         return options[options.index(value)]
     if isinstance(value, Text):
         value = _parse(value, hint)
@@ -133,7 +153,7 @@ def check(value: Any, hint: Any, where: str) -> Any:
     if isinstance(origin, type) and origin is not object:
         # bool is a subclass of int: layers=True would quietly be one layer.
         if not isinstance(value, origin) or (isinstance(value, bool) and origin is not bool):
-            given = f"{value!r} ({type(value).__name__})"
+            given = f"{shown!r} ({type(value).__name__})"
             raise InputError(f"{where}={given} has the wrong type; expected {origin.__name__}")
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{where}={value} is not a finite number; expected a finite {hint}")

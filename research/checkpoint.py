@@ -15,9 +15,10 @@ name, and the remains of killed saves stay.
 import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, Self
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -106,7 +107,7 @@ class Checkpoints:
         }
         self._notes.pop(step, None)
         items = {"state": ocp.args.PyTreeSave(leaves)}
-        with _one_line(f"{self.folder / str(step)} was not saved"):
+        with self._failing():
             self._orbax.save(self.folder / str(step), args=ocp.args.Composite(**items))
             self._saving = self._pool.submit(self._orbax.wait_until_finished)
 
@@ -119,6 +120,20 @@ class Checkpoints:
         if self._keys[0]:
             signing.sign(folder / manifest.NAME, self._keys[0], folder / manifest.SIGNATURE)
 
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Turns whatever orbax raises into an OSError of one line, and removes what was begun: a
+        full disk would stay full."""
+        try:
+            yield
+        except Exception as error:
+            if jax.process_index() == 0:
+                with suppress(OSError):
+                    self._prune()
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            where = self.folder / str(self._content["step"])
+            raise OSError(f"{where} was not saved: {reason}") from error
+
     def is_saving(self) -> bool:
         """Tells whether the last save is still being written."""
         return self._saving is not None and not self._saving.done()
@@ -127,7 +142,7 @@ class Checkpoints:
         """Returns when the last save is on disk and old steps are gone; OSError if it failed."""
         saving, self._saving = self._saving, None
         if saving is not None:
-            with _one_line(f"{self.folder / str(self._content['step'])} was not saved"):
+            with self._failing():
                 saving.result()
             hosts.on_first(self._prune)  # all see the same steps afterwards
 
@@ -138,6 +153,14 @@ class Checkpoints:
         finally:
             self._pool.shutdown()
             self._orbax.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        if kind is None or hosts.count() == 1:
+            self.close()
+        # Else the others may be gone, and the end of a save is waited for together.
 
     def steps(self) -> list[int]:
         """Returns the complete steps, ascending, sound or not."""
@@ -199,7 +222,7 @@ class Checkpoints:
         found, faults = hosts.on_first(find)
         for fault in faults:
             done = "it is set aside" if set_aside else "it is passed over"
-            hosts.say(f"damaged checkpoint: {fault}; {done}, going back to step {found}")
+            hosts.warn(f"damaged checkpoint: {fault}; {done}, going back to step {found}")
         return found
 
     def set_aside(self, step: int) -> None:
@@ -230,9 +253,13 @@ class Checkpoints:
         """Reads the manifest, and once looks at the signature and at every file."""
         if step not in self._sound:
             folder = self.folder / str(step)
-            self._notes[step] = manifest.read(folder)
             if self._keys[1]:
                 signing.verify(folder / manifest.NAME, self._keys[1], folder / manifest.SIGNATURE)
+            self._notes[step] = manifest.read(folder)
+            if self._notes[step].get("step") != step:  # signed perhaps, but for another place
+                raise DamagedError(
+                    f"{folder} is step {self._notes[step].get('step')} by its manifest"
+                )
             manifest.check_files(folder, self._notes[step])
             self._sound.add(step)
         return self._notes[step]
@@ -260,6 +287,22 @@ class Checkpoints:
             for leaves in (self.notes(step)["leaves"], tree.flatten(abstract))
         )
         _refuse_mismatch(stored, wanted, where)
+        leaves = self._load(step, wanted)
+        return tree.map_named(lambda path, _: leaves.get(path), abstract)
+
+    def check_arrays(self, step: int) -> None:
+        """Reads each array of a step, one at a time onto one device, and raises DamagedError when
+        it is not what was saved; InputError and DamagedError as `notes`."""
+        one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        for path, (described, _) in self.notes(step)["leaves"].items():
+            dtype, _, shape = described.removesuffix("]").partition("[")
+            sizes = tuple(int(size) for size in shape.split(",") if size)
+            leaf = jax.ShapeDtypeStruct(sizes, jax.numpy.dtype(dtype), sharding=one)
+            self._load(step, {path: leaf})
+
+    def _load(self, step: int, wanted: dict[str, Any]) -> dict[str, jax.Array]:
+        """Reads the wanted leaves and holds them against their checksums."""
+        where = self.folder / str(step)
         placed = ocp.checkpoint_utils.construct_restore_args(wanted)
         items = {"state": ocp.args.PyTreeRestore(wanted, placed, partial_restore=True)}
         try:
@@ -267,10 +310,10 @@ class Checkpoints:
         except Exception as error:  # what it raises depends on which of its files is damaged
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise DamagedError(f"{where} cannot be restored: {reason}") from error
-        found = checksums(leaves)
-        if changed := [path for path in stored if found[path] != stored[path][1]]:
+        stored, found = self.notes(step)["leaves"], checksums(leaves)
+        if changed := [path for path in wanted if found[path] != stored[path][1]]:
             raise DamagedError(f"{where}: {', '.join(changed)} not as saved (checksums differ)")
-        return tree.map_named(lambda path, _: leaves.get(path), abstract)
+        return leaves
 
     def _prune(self) -> None:
         """Deletes steps that need not be kept, and what killed or failed saves left behind."""
@@ -291,18 +334,6 @@ class Checkpoints:
             else:
                 path = path.rename(path.with_name(path.name + ".deleted"))
             path.rmtree()
-
-
-@contextmanager
-def _one_line(what: str) -> Iterator[None]:
-    """Turns whatever orbax raises into an OSError of one line."""
-    try:
-        yield
-    except (InputError, RunError):
-        raise
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise OSError(f"{what}: {reason}") from error
 
 
 def _move(path: epath.Path, target: epath.Path, is_remote: bool) -> None:

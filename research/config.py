@@ -26,6 +26,7 @@ from research.arguments import (
     Text,
     check,
     complete,
+    masked,
     nearest,
 )  # fmt: skip
 
@@ -236,8 +237,16 @@ def _override(values: dict, override: str) -> None:
 
 
 def to_json(config: ml_collections.FrozenConfigDict) -> str:
-    """Returns the config as the text of config.json."""
-    return json.dumps(config.to_dict(), indent=2, default=list) + "\n"
+    """Returns the config as the text of config.json, with secrets masked."""
+    return json.dumps(public(config.to_dict()), indent=2, default=list) + "\n"
+
+
+def public(values: dict) -> dict:
+    """Returns nested values with secrets masked (arguments.masked)."""
+    return {
+        key: public(value) if isinstance(value, dict) else masked(key, value)
+        for key, value in values.items()
+    }
 
 
 def from_json(text: str) -> ml_collections.FrozenConfigDict:
@@ -260,7 +269,7 @@ def from_json(text: str) -> ml_collections.FrozenConfigDict:
 
 def drift(stored: ml_collections.FrozenConfigDict, wanted: ml_collections.FrozenConfigDict) -> dict:
     """Returns {key: (stored, wanted)} of all that differs and may not when a run is resumed."""
-    old, new = _leaves(stored.to_dict()), _leaves(wanted.to_dict())
+    old, new = _leaves(public(stored.to_dict())), _leaves(public(wanted.to_dict()))
     return {
         key: (old.get(key, "absent"), new.get(key, "absent"))
         for key in sorted(old.keys() | new.keys())

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
 
 import jax
 
@@ -79,9 +78,7 @@ def restore_weights(
     fields: Iterable[str] = ("ema",) if weights == "ema" else ("params", "model_state")
     rules = run.config.checkpoint
     best = (rules.best, rules.best_mode) if rules.best else None
-    with closing(
-        Checkpoints(f"{folder}/checkpoints", best=best, verify=rules.verify)
-    ) as checkpoints:
+    with Checkpoints(f"{folder}/checkpoints", best=best, verify=rules.verify) as checkpoints:
         finders = {"latest": checkpoints.newest, "best": checkpoints.best}
         number = finders[step]() if step in finders else step
         if number is None or not str(number).isdecimal():

@@ -6,6 +6,8 @@ if hosts.any_of(storage_is_busy()): ...
 
 import json
 import os
+import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +26,9 @@ def join() -> None:
 
     Raises InputError when that cannot be found out or the others cannot be reached.
     """
-    given = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
+    given = {
+        name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")
+    }
     try:
         numbers = {name: int(text) for name, text in given.items() if text is not None}
         jax.distributed.initialize(**numbers)
@@ -33,6 +37,20 @@ def join() -> None:
             f"cannot join the other processes: {error}; set JAX_COORDINATOR_ADDRESS=HOST:PORT, "
             "JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from error
+
+
+def explain(error: Exception) -> Exception:
+    """Returns a PeerError for an error that comes of another process being gone, else `error`."""
+    text = str(error)
+    if count() > 1 and re.search(r"Gloo|NCCL|[Cc]oordination|UNAVAILABLE|DEADLINE", text):
+        return PeerError(f"another process of this run is gone: {text.splitlines()[0]}")
+    return error
+
+
+class PeerError(RunError):
+    """Another process is gone: start all again, from the last checkpoint."""
+
+    code = 70
 
 
 def on_first(call: Callable[[], Any]) -> Any:
@@ -78,6 +96,12 @@ def say(text: str | None) -> None:
     """Prints on the first process."""
     if text and jax.process_index() == 0:
         print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    """Prints on stderr of the first process: standard output may be data."""
+    if jax.process_index() == 0:
+        print(f"anneal: {text}", file=sys.stderr, flush=True)
 
 
 def any_of(flag: bool) -> bool:

@@ -81,7 +81,7 @@ def restore(run: build.Run, checkpoints: Checkpoints, start: int) -> tuple[int, 
         try:
             return start, checkpoints.restore(start, run.abstract)
         except DamagedError as error:
-            hosts.say(f"damaged checkpoint: {error}; it is set aside")
+            hosts.warn(f"damaged checkpoint: {error}; it is set aside")
             checkpoints.set_aside(start)
             start = checkpoints.newest(set_aside=True)
     return 0, build.init(run)

@@ -6,13 +6,16 @@
 Metrics of step n are fetched after step n+1 was dispatched, so logging never stalls the device.
 """
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import NamedTuple
 
 import jax
 import ml_collections
 
 from research import build, hosts, workdir
+from research import config as config_lib
+from research.arguments import RunError
 from research.checkpoint import Checkpoints
 from research.checksum import checksums
 from research.evaluate import evaluate_split
@@ -56,11 +59,13 @@ def train(
     validation = build.make_source(config, config.eval.split)
     last = min(config.steps, stop_after or config.steps)
     with (
+        Watchdog(config.guard.hang_after, folder) as watchdog,
         locked(folder) as lock,
-        closing(open_checkpoints(run, folder)) as checkpoints,
+        open_checkpoints(run, folder) as checkpoints,
         catch_signals() as stopping,
         jax.set_mesh(run.mesh),
         jax.debug_nans(debug_nans),
+        explain_memory(config),
     ):
         start = checkpoints.newest(set_aside=True) or 0
         refuse(run, validation, folder, checkpoints, start, profile, allow_drift)
@@ -76,11 +81,7 @@ def train(
         train_step = build.jit_train_step(run, donate=not debug_nans)
         eval_step = jax.jit(run.eval_step)
         path = workdir.epath.Path(folder)
-        with (
-            open_writer(run, path, start) as writer,
-            closing(Stopwatch()) as watch,
-            Watchdog(config.guard.hang_after, folder) as watchdog,
-        ):
+        with open_writer(run, path, start) as writer, closing(Stopwatch()) as watch:
             workdir.write_config(path, config, run.source.tokenizer)
             log, saver = Log(run, writer, watch), Saver(checkpoints, config.checkpoint.every)
             streak, again, ends = int(state.guard.streak), int(state.guard.rolled_back), False
@@ -141,6 +142,21 @@ def is_due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
+@contextmanager
+def explain_memory(config: ml_collections.FrozenConfigDict) -> Iterator[None]:
+    """Turns an exhausted device into one line that says what to try."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise RunError(
+            f"out of device memory ({str(error).splitlines()[0]}); try --config.batch="
+            f"{max(config.batch // 2, 1)}, or the batch in parts: --config.gradients.chain="
+            "accumulate --config.gradients.accumulate.micro_batches=2"
+        ) from error
+
+
 def open_checkpoints(run: build.Run, folder: str) -> Checkpoints:
     """Opens the run's checkpoints with the config's rules of what to keep."""
     c = run.config.checkpoint
@@ -157,6 +173,6 @@ def open_writer(run: build.Run, path: object, start: int) -> Writer:
         start,
         tensorboard=log.tensorboard,
         wandb=log.wandb,
-        config=run.config.to_dict(),
+        config=config_lib.public(run.config.to_dict()),
         active=jax.process_index() == 0,
     )

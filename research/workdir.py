@@ -14,7 +14,7 @@ import ml_collections
 from etils import epath
 
 from research import config as config_lib
-from research.arguments import InputError
+from research.arguments import InputError, masked
 
 PACKAGES = ("anneal", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -69,13 +69,18 @@ def write_config(
 def environment() -> dict:
     """Returns versions and devices: what a result depends on beside the config."""
     return {
-        "argv": sys.argv,
+        "argv": [_public(argument) for argument in sys.argv],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
         "devices": [device.device_kind for device in jax.devices()],
         "processes": jax.process_count(),
     }
+
+
+def _public(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return f"{name}={masked(name, value)}" if equals else masked("", argument)
 
 
 def _version(package: str) -> str | None:

@@ -1,8 +1,7 @@
-"""Archives and array files that somebody else made, opened without trusting them.
+"""Archives and array files that somebody else made: nothing is extracted to disk, unpickled or
+followed, and what comes out is counted, as headers lie.
 
-    for name, data in members("texts.tar.gz"): ...                  pixels = load_array("a.npy")
-
-Nothing is extracted to disk, unpickled or followed. What comes out is counted, as headers lie.
+    for name, data in members("texts.tar.gz"): ...                 pixels = load_array("a.npy")
 """
 
 import bz2
@@ -47,10 +46,8 @@ def members(path: Path, max_bytes: int = MAX_BYTES, max_ratio: float = MAX_RATIO
 
 
 def load_array(path: Path, max_bytes: int = MAX_BYTES) -> np.ndarray | dict[str, np.ndarray]:
-    """Returns the array of a .npy file, or {name: array} of a .npz file.
-
-    Raises InputError for Python objects, for more than `max_bytes`, for damage, as `members` does.
-    """
+    """Returns the array of a .npy file, or {name: array} of a .npz file. Raises InputError for
+    Python objects, for more than `max_bytes`, for damage, and as `members` does."""
     with _reading(path):
         if Path(path).suffix == ".npz":
             parts = ((name, io.BytesIO(data)) for name, data in members(path, max_bytes))
@@ -99,12 +96,12 @@ class _Guard:
     def enter(self, name: str) -> str:
         """Returns the name of the next member with single / between its parts."""
         self.name, parts = name, name.replace("\\", "/").split("/")
-        bad = not parts[0] or ".." in parts or "\0" in name or re.match("[A-Za-z]:", name)
+        bad = not parts[0] or ".." in parts or name[1:2] == ":"
+        bad = bad or re.search("[\0\ud800-\udfff]", name)  # the latter are what is not UTF-8
         self.refuse(bad, "is no relative name below the archive")
         return "/".join(part for part in parts if part not in ("", "."))
 
     def read(self, file: Any) -> bytes:
-        """Returns all of `file`, counted piece by piece."""
         parts, over = [], f"unpacks to more than {self.cap:,} bytes, the most for its size"
         while part := file.read(1 << 16):
             self.count += len(part)
@@ -118,13 +115,11 @@ def _tar(guard: _Guard, opener: Callable) -> Members:
         whole = guard.read(file)
     with tarfile.open(fileobj=io.BytesIO(whole), mode="r:") as archive:
         for member in archive:
-            name, odd = guard.enter(member.name), member.issparse() or member.size < 0
-            odd = odd or not (member.isfile() or member.isdir())
-            guard.refuse(odd, "is a link, a device or sparse")
-            if member.isfile():
-                data = archive.extractfile(member).read()
-                guard.refuse(len(data) < member.size, "is cut off")  # tarfile lets it pass
-                yield name, data
+            name, plain = guard.enter(member.name), member.isfile() and not member.issparse()
+            guard.refuse(not plain and not member.isdir(), "is a link, a device or sparse")
+            guard.refuse(member.size < 0, "is damaged")  # and would lead back, for ever
+            if plain:
+                yield name, archive.extractfile(member).read()
         # tarfile takes any damage for the end, which has a mark of its own.
         guard.refuse(whole[archive.offset :][:512] != bytes(512), "is the last one before damage")
 
@@ -135,7 +130,7 @@ def _zip(guard: _Guard, opener: Callable) -> Members:
             name, kind = guard.enter(member.orig_filename), stat.S_IFMT(member.external_attr >> 16)
             guard.refuse(kind not in (0, stat.S_IFREG, stat.S_IFDIR), "is a link or a device")
             guard.refuse(member.flag_bits & 1, "is encrypted")
-            # What came after deflate is unpacked in pieces of any size.
+            # zipfile unpacks what is newer than deflate in pieces of any size.
             guard.refuse(member.compress_type > zipfile.ZIP_DEFLATED, "is not deflated")
             if not member.is_dir():
                 with archive.open(member) as file:
@@ -144,6 +139,7 @@ def _zip(guard: _Guard, opener: Callable) -> Members:
 
 def _gz(guard: _Guard, opener: Callable) -> Members:
     with opener(guard.path) as file:
+        guard.refuse(guard.path.stat().st_size == 0, "is empty")
         yield guard.enter(guard.path.stem), guard.read(file)
 
 
