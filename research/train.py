@@ -70,6 +70,7 @@ def train(
         start = checkpoints.newest(set_aside=True) or 0
         refuse(run, validation, folder, checkpoints, start, profile, allow_drift)
         if start >= last:
+            draw(folder)  # the run may have been killed before it could
             hosts.say(f"nothing to do: {folder} already has {start} of {config.steps} steps")
             return Result(start, False, {})
         hosts.say(build.describe(run))
@@ -132,9 +133,15 @@ def train(
             hosts.say(watch.sentence())
             if log.refused:
                 hosts.say(f"{log.refused} updates were refused; metrics.jsonl names the steps")
-    if jax.process_index() == 0:
-        hosts.say(draw_loss(path / "metrics.jsonl", path / "loss.png"))
+        draw(folder)
     return Result(step, step < last, numbers)
+
+
+def draw(folder: str) -> None:
+    """Draws the loss curve on the first process."""
+    path = workdir.epath.Path(folder)
+    if jax.process_index() == 0 and (path / "metrics.jsonl").exists():
+        hosts.say(draw_loss(path / "metrics.jsonl", path / "loss.png"))
 
 
 def is_due(step: int, every: int | None) -> bool:
