@@ -9,7 +9,7 @@ CORE = [
     "orbax-checkpoint>=0.12.8",  # without the floor a resolver silently takes 0.11
     "ml-collections>=1.1",
     "absl-py",
-    "grain>=0.2.18",
+    "cloudpickle>=3",
     "array_record>=0.8.6",
     "etils[epath]",
     "fsspec",
@@ -32,7 +32,15 @@ EXTRAS = {
     "trust": ["dp-accounting>=0.6", "fairlearn>=0.13"],
     "sign": SIGN,
     # zstandard changes how jax compresses what it caches, so its tests need it.
-    "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.14", "zstandard>=0.23", *SIGN],
+    "test": [
+        "pytest>=8",
+        "hypothesis>=6",
+        "ruff>=0.14",
+        "zstandard>=0.23",
+        *SIGN,
+        "pillow>=11",
+        "soundfile>=0.13",
+    ],
 }
 
 setup(

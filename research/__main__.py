@@ -146,8 +146,9 @@ def _check_workdir(folder: str) -> None:
 # Each verb imports what it needs, so that --help and bad usage answer at once.
 def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """anneal train"""
-    from research import config, train
+    from research import config as config_lib
 
+    config = config_lib.load(arguments.config, overrides)  # refused before much is imported
     profile = None
     if arguments.profile:
         try:
@@ -157,8 +158,10 @@ def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
         profile = (first, stop)
     if arguments.stop_after is not None and arguments.stop_after < 1:
         raise InputError(f"--stop-after={arguments.stop_after} is not a step; expected at least 1")
+    from research import train
+
     result = train.train(
-        config.load(arguments.config, overrides),
+        config,
         arguments.workdir,
         stop_after=arguments.stop_after,
         profile=profile,

@@ -119,12 +119,12 @@ def complete(function: Callable, given: dict, where: str, supplied: Iterable[str
 
 def check(value: Any, hint: Any, where: str) -> Any:
     """Returns `value` as the type that `hint` asks for; raises InputError if it does not fit."""
-    shown = masked(where, value)
     if typing.get_origin(hint) is Annotated:
         base, *conditions = typing.get_args(hint)
         value = check(value, base, where)
         for condition in conditions:
             if isinstance(condition, Range) and value not in condition:
+                shown = masked(where, value)
                 raise InputError(f"{where}={shown!r} is out of range; expected {condition}")
         return value
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
@@ -141,6 +141,7 @@ def check(value: Any, hint: Any, where: str) -> Any:
     if typing.get_origin(hint) is Literal:
         options = typing.get_args(hint)
         if value not in options:
+            shown = masked(where, value)
             raise InputError(f"{where}={shown!r} is not an option{nearest(str(value), options)}")
         return options[options.index(value)]
     if isinstance(value, Text):
@@ -153,7 +154,7 @@ def check(value: Any, hint: Any, where: str) -> Any:
     if isinstance(origin, type) and origin is not object:
         # bool is a subclass of int: layers=True would quietly be one layer.
         if not isinstance(value, origin) or (isinstance(value, bool) and origin is not bool):
-            given = f"{shown!r} ({type(value).__name__})"
+            given = f"{masked(where, value)!r} ({type(value).__name__})"
             raise InputError(f"{where}={given} has the wrong type; expected {origin.__name__}")
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{where}={value} is not a finite number; expected a finite {hint}")

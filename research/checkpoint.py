@@ -199,6 +199,8 @@ class Checkpoints:
 
         def find() -> list:
             found, faults = None, []
+            if foreign := self._foreign():
+                hosts.warn(f"{', '.join(foreign)} in {self.folder} are not checkpoints; left alone")
             steps = [step for step in self._steps() if before is None or step < before]
             for step in reversed([s for s in steps if every and s % every == 0] or steps):
                 try:
@@ -224,6 +226,12 @@ class Checkpoints:
             done = "it is set aside" if set_aside else "it is passed over"
             hosts.warn(f"damaged checkpoint: {fault}; {done}, going back to step {found}")
         return found
+
+    def _foreign(self) -> list[str]:
+        steps = {str(step) for step in self._steps()}
+        names = sorted(path.name for path in self.folder.glob("*"))
+        known = (*UNFINISHED, DAMAGED)
+        return [name for name in names if name not in steps and not any(k in name for k in known)]
 
     def set_aside(self, step: int) -> None:
         """Renames a step to STEP.damaged."""

@@ -8,8 +8,10 @@ every default, so that config.json says all there is to know about a run.
 import importlib.util
 import inspect
 import json
+import math
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,8 +131,10 @@ def load(spec: str, overrides: Iterable[str] = ()) -> ml_collections.FrozenConfi
     Raises InputError for a missing file, an unknown variant or key, a wrong type or range.
     """
     file, _, variant = spec.partition(":")
-    files = (path for path in (Path(file), ROOT / file) if path.is_file())
-    path = next((path for path in files if path.suffix == ".py"), None)
+    path = None
+    with suppress(OSError):  # a name too long for a file
+        files = (path for path in (Path(file), ROOT / file) if path.is_file())
+        path = next((path for path in files if path.suffix == ".py"), None)
     if path is None:
         known = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "configs").glob("*/*.py"))]
         raise InputError(
@@ -164,13 +168,21 @@ def override(
 ) -> ml_collections.FrozenConfigDict:
     """Returns `config` with `config.key=value` overrides, checked and complete."""
     values = config.to_dict()
-    for text in overrides:
-        _override(values, text)
+    with _in_one_line():
+        for text in overrides:
+            _override(values, text)
     return resolve(values)
 
 
 def resolve(values: dict) -> ml_collections.FrozenConfigDict:
     """Checks `values` against the signatures they go to and adds the defaults of those."""
+    with _in_one_line():
+        config = _resolve(values)
+        _refuse_odd(config, "config")
+        return ml_collections.FrozenConfigDict(config)
+
+
+def _resolve(values: dict) -> dict:
     config = complete(top, values, "config")
     for key, signature in FIXED.items():
         config[key] = complete(signature, config[key] or {}, f"config.{key}")
@@ -183,7 +195,40 @@ def resolve(values: dict) -> ml_collections.FrozenConfigDict:
         config[key] = {"name": name} | complete(make, section, f"config.{key}", SUPPLIED[key])
     for key, folder in CHAINS.items():
         config[key] = _resolve_chain(key, folder, dict(config[key] or {}), config["steps"])
-    return ml_collections.FrozenConfigDict(config)
+    return config
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """Shortens what is said about a value that is long; a value too large or too deep to be read
+    is bad input too."""
+    try:
+        yield
+    except InputError as error:
+        text = " ".join(str(error).split())
+        raise InputError(text if len(text) < 1000 else f"{text[:600]} ... {text[-300:]}") from error
+    except (OverflowError, RecursionError, MemoryError) as error:
+        reason = str(error) or "too deep"
+        raise InputError(f"the config has a value that cannot be read ({reason})") from error
+
+
+def _refuse_odd(value: Any, where: str) -> None:
+    """Raises InputError for what JSON cannot hold: then config.json would not be what was run."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str) or "." in key:
+                raise InputError(f"{where} has the key {key!r}; expected a name without dots")
+            _refuse_odd(item, f"{where}.{key}")
+    elif isinstance(value, tuple | list):
+        for item in value:
+            _refuse_odd(item, where)
+    elif not isinstance(value, str | int | float | None):
+        shown = masked(where, value)
+        raise InputError(f"{where}={shown!r} is no number, text, tuple or dict")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{where}={value} is not a finite number")
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        raise InputError(f"{where}={value} does not fit into 64 bits; set a smaller number")
 
 
 def _resolve_chain(key: str, folder: str, section: dict, steps: int) -> dict:
@@ -199,7 +244,8 @@ def _resolve_chain(key: str, folder: str, section: dict, steps: int) -> dict:
     result: dict[str, Any] = {"chain": chain}
     for name in chain:
         make = lookup.find(folder, name, optax if folder == "optim" else None)
-        given = check(section.get(name) or {}, dict, f"config.{key}.{name}")
+        given = section.get(name)
+        given = check({} if given is None else given, dict, f"config.{key}.{name}")
         result[name] = complete(make, given, f"config.{key}.{name}", SUPPLIED[key])
         # A schedule spans the run unless told otherwise.
         if result[name].get("steps", steps) is None:
@@ -249,7 +295,7 @@ def public(values: dict) -> dict:
     }
 
 
-def from_json(text: str) -> ml_collections.FrozenConfigDict:
+def from_json(text: str | bytes) -> ml_collections.FrozenConfigDict:
     """Inverse of `to_json`: lists become the tuples they were. Raises InputError for other text."""
 
     def freeze(value: Any) -> Any:
@@ -261,7 +307,7 @@ def from_json(text: str) -> ml_collections.FrozenConfigDict:
         if not isinstance(values := json.loads(text), dict):
             raise ValueError("it is not an object")
         return ml_collections.FrozenConfigDict(freeze(values))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"the workdir's config.json is damaged ({error}); mend it, or use another --workdir"
         ) from None

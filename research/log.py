@@ -54,7 +54,7 @@ class Log:
 
     def drop(self) -> None:
         """Forgets what was dispatched after the last written step: it is undone."""
-        self.pending = []
+        self.pending, self.streak, self.rolled_back = [], 0, 0
 
     def _judge(self, metrics: dict) -> None:
         self.streak, self.rolled_back = (
@@ -91,7 +91,7 @@ class Log:
 
     def _speed(self, numbers: dict) -> dict[str, float]:
         seconds = numbers.get("time/step")
-        if not seconds:
+        if not seconds or not np.isfinite(numbers["weight"]):
             return {}
         unit = "tokens" if "tokens" in self.run.source.spec else "examples"
         speed = {f"time/{unit}_per_s": float(numbers["weight"]) / seconds}

@@ -5,8 +5,11 @@
 
 import importlib
 import importlib.util
+import keyword
 import pkgutil
+import sys
 from collections.abc import Callable
+from types import ModuleType
 
 from research.arguments import InputError, nearest
 
@@ -15,22 +18,38 @@ def find(folder: str, name: str, fallback: object = None) -> Callable:
     """Returns `make` of the module `name` in research/`folder`, or what `fallback` (optax) calls
     `name` if that returns a GradientTransformation.
 
-    Raises InputError for an unknown name, naming the nearest one.
+    Raises InputError for an unknown name, naming the nearest one, and for a module of the user's
+    that fails. Nothing is imported for what is no name or belongs to Python itself.
     """
-    path = name if "." in name else f"research.{folder}.{name}"
-    try:
-        known = importlib.util.find_spec(path) is not None
-    except ImportError:  # a parent package is missing, or the name begins with a dot
-        known = False
-    if known:
-        module = importlib.import_module(path)
-        if not hasattr(module, "make"):
+    parts = name.split(".")
+    legal = all(part.isascii() and part.isidentifier() for part in parts)
+    if not legal or any(map(keyword.iskeyword, parts)) or len(name) > 200:
+        advice = f"name a file of research/{folder}, or a module of your own like package.module"
+        raise InputError(f"{name!r:.80} is not in research/{folder} and no module; {advice}")
+    if len(parts) > 1 and parts[0] in sys.stdlib_module_names:
+        raise InputError(f"{name!r} belongs to Python; name a module of your own")
+    path = name if len(parts) > 1 else f"research.{folder}.{name}"
+    module = _module(path) if not name.startswith("_") else None
+    if module is not None:
+        if not callable(getattr(module, "make", None)):
             raise InputError(f"{path} has no function `make`; add one, as in research/{folder}/")
         return module.make
     found = getattr(fallback, name, None)
     if "GradientTransformation" in str(getattr(found, "__annotations__", {}).get("return")):
         return found
     raise InputError(f"{name!r} is not in research/{folder}{nearest(name, names(folder))}")
+
+
+def _module(path: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(path) if importlib.util.find_spec(path) else None
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and f"{path}.".startswith(f"{error.name}."):
+            return None  # the package that it would be in
+        if path.startswith("research."):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path} cannot be imported ({reason}); mend it") from error
 
 
 def names(folder: str) -> list[str]:

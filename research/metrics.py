@@ -24,7 +24,6 @@ import numpy as np
 from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from tensorboardX import SummaryWriter
 
 from research.arguments import InputError
 
@@ -81,6 +80,8 @@ class Writer:
         self._closing.callback(self._append, "")  # what still waits
         folder = str(self._local)
         if tensorboard:
+            from tensorboardX import SummaryWriter  # slow to import
+
             # purge_step hides what is redone; two starts in one second would share a file name.
             purge, suffix = resume_step and resume_step + 1, f".{resume_step}"
             self._tensorboard = SummaryWriter(folder, purge_step=purge, filename_suffix=suffix)

@@ -101,8 +101,8 @@ def train(
                         watch.dispatched(metrics["loss"])
                         log.add(step, metrics)
                         if is_lost(run, log.streak):  # since the step before: this one is undone
-                            log.drop()
                             start, streak, again = step - 1, log.streak, log.rolled_back
+                            log.drop()
                             break
 
                         lock.check()

@@ -16,13 +16,13 @@ from etils import epath
 from research import config as config_lib
 from research.arguments import InputError, masked
 
-PACKAGES = ("anneal", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+PACKAGES = ("anneal", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def read_config(workdir: str) -> ml_collections.FrozenConfigDict | None:
     """Returns the config of a workdir, None if it has none yet."""
     path = epath.Path(workdir) / "config.json"
-    return config_lib.from_json(path.read_text()) if path.exists() else None
+    return config_lib.from_json(path.read_bytes()) if path.exists() else None
 
 
 def existing_config(workdir: str) -> ml_collections.FrozenConfigDict:

@@ -96,7 +96,9 @@ def make_step(tx, **options):
 
 @pytest.mark.core
 @pytest.mark.fault("NaN batch")
-@pytest.mark.parametrize("bad", [dict(x=NAN, loss=1.0), dict(x=1.0, loss=INF), dict(x=1e30, loss=1)])
+@pytest.mark.parametrize(
+    "bad", [dict(x=NAN, loss=1.0), dict(x=1.0, loss=INF), dict(x=1e30, loss=1)]
+)
 def test_a_bad_batch_keeps_everything_but_step_and_loss_scale(bad, record_property):
     step, state = make_step(optax.adam(0.1))
     good = {"x": jnp.float32(1), "loss": jnp.float32(1)}

@@ -122,7 +122,10 @@ def test_the_last_save_is_tried_three_times_and_then_is_an_error(clock):
 def test_weights_that_are_not_finite_are_never_committed(tmp_path, capsys):
     with Checkpoints(tmp_path) as checkpoints:
         saver = Saver(checkpoints, every=1)
-        bad = {"params": {"w": jnp.array([1.0, jnp.nan])}, "opt_state": {"best": jnp.array(jnp.inf)}}
+        bad = {
+            "params": {"w": jnp.array([1.0, jnp.nan])},
+            "opt_state": {"best": jnp.array(jnp.inf)},
+        }
         assert saver.wants(1)
         saver.save(1, bad, {}, {})
         assert "step 1 is not saved: params/w is not finite" in capsys.readouterr().out

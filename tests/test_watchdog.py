@@ -45,9 +45,7 @@ def test_a_hang_dumps_all_stacks_and_exits_with_70(tmp_path, record_property):
 
 
 def test_code_that_holds_the_interpreter_is_ended_too():
-    done = subprocess.run(
-        [sys.executable, "-c", HOLDS], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", HOLDS], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "Timeout" in done.stderr
 
 

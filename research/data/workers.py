@@ -142,7 +142,7 @@ class _Workers:
             for process in started:
                 process.kill()
         for process in started:
-            process.join()
+            process.join(5)  # one that waits for storage dies when it answers
 
 
 def _cause(code: int) -> str:
@@ -162,7 +162,7 @@ def _work(make: bytes, steps: range, slot: dict[str, Any], like: Leaves, pipe: A
     faulthandler.register(signal.SIGUSR1)  # for the main process to ask where it hangs
     threading.Thread(target=_end_with_parent, daemon=True).start()
     views, function = _views(slot, like), None
-    with suppress(EOFError, BrokenPipeError):  # the main process is gone
+    with suppress(EOFError, ConnectionError):  # the main process is gone
         for number, step in enumerate(steps):
             try:
                 function = function or pickle.loads(make)

@@ -1,0 +1,336 @@
+"""Faults injected into whole runs: what is lost, what is said, and how the run goes on."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from research import build, manifest
+from research import config as config_lib
+from research import workdir as workdir_lib
+from research.__main__ import main
+from research.arguments import InputError, RunError
+from research.checkpoint import Checkpoints
+from research.evaluate import evaluate
+from research.manifest import DamagedError
+from research.train import train
+
+PAUSE = "time.sleep(600)"
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    rng = np.random.default_rng(0)
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "ran", "far", "away", "\n"]
+    for number in range(60):
+        (folder / f"{number}.txt").write_text(" ".join(rng.choice(words, 200)))
+    return folder
+
+
+def overrides(text, *more, steps=24):
+    return [
+        "config.data.name=tests.bad_data",
+        f"config.data.path={text}",
+        f"config.steps={steps}",
+        "config.ema=0.9",
+        "config.log.every=4",
+        "config.eval.batch=64",
+        "config.eval.every=None",
+        "config.checkpoint.every=4",
+        "config.checkpoint.keep=3",
+        "config.log.tensorboard=False",
+        *more,
+    ]
+
+
+def load(text, *more, **options):
+    config = config_lib.load("configs/nlp/gpt.py:tiny")
+    values = config.to_dict() | {"data": {"name": "tests.bad_data", "path": str(text)}}
+    import ml_collections
+
+    return config_lib.override(ml_collections.ConfigDict(values), overrides(text, *more, **options))
+
+
+def numbers(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
+
+
+def leaves(folder, step):
+    """The checksums of everything in a checkpoint."""
+    return manifest.read(folder / "checkpoints" / str(step))["leaves"]
+
+
+def flip(path, place=None):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 if place is None else place] ^= 1 << 3
+    path.write_bytes(data)
+
+
+def largest(folder):
+    return max((p for p in folder.rglob("d/*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+@pytest.fixture(scope="module")
+def whole(text, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(load(text), str(folder))
+    return folder
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    """A finished run of steps 16, 20 and 24 that one may damage."""
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+# Numbers.
+
+
+def test_the_step_of_a_nan_batch_and_its_rows_are_named_and_one_update_is_lost(
+    text, tmp_path, capsys
+):
+    train(load(text, "config.data.bad=(6,)"), str(tmp_path))
+    out = capsys.readouterr().out
+    rows = build.make_source(load(text), "train").rows(5)
+    listed = ", ".join(map(str, rows))
+    assert "step 6: update refused, loss nan" in out and f"rows {listed} of the training" in out
+    assert "1 updates were refused" in out
+    refused = [line["step"] for line in numbers(tmp_path) if line.get("refused")]
+    assert refused == [6]
+
+
+@pytest.mark.fault("NaN batches in a row")
+def test_several_bad_batches_in_a_row_roll_back_and_are_skipped(
+    text, tmp_path, capsys, record_property
+):
+    bad = ["config.data.bad=(10,11,12)", "config.guard.rollback_after=3"]
+    folder = tmp_path / "run"
+    train(load(text, *bad), str(folder))
+    said = "3 updates in a row were refused (steps 10 to 12): going back to the state of step 8"
+    assert said in capsys.readouterr().out
+    record_property("observed", said)
+    # A second source: the state of step 8, put at step 12 by hand, trained on.
+    run = build.build(load(text, *bad))
+    half = tmp_path / "half"
+    train(load(text, *bad), str(half), stop_after=8)
+    with Checkpoints(half / "checkpoints") as checkpoints:
+        state = checkpoints.restore(8, run.abstract)._replace(step=np.int32(12))
+    with jax.set_mesh(run.mesh):
+        step = build.jit_train_step(run, donate=False)
+        state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, run.abstract))
+        batches = build.batches(run, run.source, 12)
+        for _ in range(12):
+            state, metrics = step(state, next(batches))
+        batches.close()
+    last = [line for line in numbers(folder) if line["step"] == 24][0]
+    assert float(metrics["loss"]) == last["loss"]
+
+
+@pytest.mark.parametrize("cuts", [(11,), (12,), (13,), (8, 10, 12, 16)], ids=str)
+def test_a_run_cut_around_a_rollback_is_bitwise_equal(text, tmp_path, cuts):
+    bad = ["config.data.bad=(10,11,12)", "config.guard.rollback_after=3"]
+    train(load(text, *bad), str(tmp_path / "a"))
+    for cut in cuts:
+        train(load(text, *bad), str(tmp_path / "b"), stop_after=cut)
+    train(load(text, *bad), str(tmp_path / "b"))
+    assert numbers(tmp_path / "a") == numbers(tmp_path / "b")
+    assert leaves(tmp_path / "a", 24) == leaves(tmp_path / "b", 24)
+
+
+def test_when_nothing_helps_after_a_rollback_the_run_ends_with_an_error(text, tmp_path):
+    bad = [f"config.data.bad={tuple(range(10, 25))}", "config.guard.rollback_after=3"]
+    with pytest.raises(RunError, match="after a rollback too"):
+        train(load(text, *bad), str(tmp_path))
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.newest() is not None  # and what there is, is sound
+
+
+# Damage.
+
+
+@pytest.mark.core
+@pytest.mark.fault("damaged newest")
+def test_a_damaged_newest_step_is_set_aside_and_the_one_before_is_used(
+    text, whole, copied, capfd, record_property
+):
+    flip(largest(copied / "checkpoints" / "24"))
+    assert main(["evaluate", f"--workdir={copied}"]) == 0  # a reader passes over it
+    captured = capfd.readouterr()
+    assert json.loads(captured.out)["step"] == 20 and "it is passed over" in captured.err
+    assert train(load(text), str(copied)).step == 24
+    said = capfd.readouterr()
+    assert "is not as it was written (its digest differs); it is set aside" in said.err
+    assert "going on after step 20 of 24" in said.out
+    names = {path.name for path in (copied / "checkpoints").iterdir()}
+    assert names == {"16", "20", "24", "24.damaged"}
+    assert leaves(copied, 24) == leaves(whole, 24) and numbers(copied) == numbers(whole)
+    record_property("observed", "24 renamed 24.damaged, went on from 20, equal to the bit, exit 0")
+
+
+@pytest.mark.fault("all damaged")
+def test_when_all_steps_are_damaged_they_are_listed_and_nothing_starts_afresh(
+    text, copied, capsys, record_property
+):
+    for step in (16, 20, 24):
+        flip(largest(copied / "checkpoints" / str(step)))
+    for _ in range(2):  # the second time they are all set aside already
+        with pytest.raises(DamagedError, match="no sound checkpoint is left") as error:
+            train(load(text), str(copied))
+        assert all(f"/{step}" in str(error.value) for step in (16, 20, 24))
+        assert error.value.code == 1
+    with pytest.raises(DamagedError):
+        evaluate(str(copied))
+    record_property("observed", "exit 1 with a list of the three; the same on the next start")
+
+
+def test_damage_that_the_digests_of_files_cannot_see_is_found_by_the_arrays(text, copied, capfd):
+    """Numbers that changed on their way to the disk: digests are of what was written."""
+    step = copied / "checkpoints" / "24"
+    content = manifest.read(step)
+    content["leaves"]["params/embed"][1] = "0123456789abcdef"
+    manifest.write(step, content)
+    assert train(load(text), str(copied)).step == 24
+    assert "params/embed not as saved (checksums differ); it is set aside" in capfd.readouterr().err
+
+
+@pytest.mark.fault("damaged metadata")
+@pytest.mark.parametrize("harm", ["flip", "truncate", "delete", "zero"])
+def test_damage_to_any_file_is_named(copied, harm, record_property):
+    step = copied / "checkpoints" / "24"
+    kept = shutil.copytree(step, copied / "kept")
+    found = 0
+    for name in [n for n in manifest.names(step) if n not in manifest.LATER]:
+        shutil.rmtree(step)
+        shutil.copytree(kept, step)
+        path = step / name
+        if harm == "flip":
+            flip(path)
+        elif harm == "truncate":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        elif harm == "zero":
+            path.write_bytes(bytes(path.stat().st_size))
+        else:
+            path.unlink()
+        with Checkpoints(copied / "checkpoints") as checkpoints:
+            with pytest.raises(DamagedError) as error:
+                checkpoints.notes(24)
+        assert name in str(error.value)
+        found += 1
+    record_property("observed", f"{harm}: {found} of {found} files, each named")
+
+
+@pytest.mark.fault("flipped bit")
+def test_no_flipped_bit_is_restored_silently(copied, record_property):
+    """The quick half of experiments/faults/flips.py."""
+    run = build.build(workdir_lib.read_config(copied), with_data=False)
+    step, rng = copied / "checkpoints" / "24", np.random.default_rng(0)
+    kept = shutil.copytree(step, copied / "kept")
+    for name in manifest.names(step):
+        for _ in range(2):
+            shutil.rmtree(step)
+            shutil.copytree(kept, step)
+            flip(step / name, int(rng.integers((step / name).stat().st_size)))
+            with Checkpoints(copied / "checkpoints") as checkpoints:
+                try:
+                    checkpoints.restore(24, run.abstract)  # benign: holds the checksums
+                    assert name in manifest.LATER
+                except DamagedError as error:
+                    assert name in str(error) or name in manifest.LATER
+    log = "experiments/faults/results/flips.jsonl"
+    summary = json.loads(open(log).read().splitlines()[-1])["summary"]["all checks"]
+    flips = {key.split(": ")[1]: n for key, n in summary.items() if key.startswith("flips")}
+    record_property("observed", f"of {sum(flips.values())} flips: {flips}")
+    assert "SILENTLY WRONG" not in str(summary)
+
+
+@pytest.mark.fault("foreign entry")
+def test_foreign_entries_among_the_checkpoints_are_passed_over_with_a_word(
+    text, copied, capfd, record_property
+):
+    (copied / "checkpoints" / "99").mkdir()
+    (copied / "checkpoints" / "notes").mkdir()
+    (copied / "checkpoints" / "readme.txt").write_text("mine")
+    assert evaluate(str(copied))["step"] == 24
+    err = capfd.readouterr().err
+    assert "99, notes, readme.txt in" in err and "are not checkpoints" in err
+    record_property("observed", "passed over with a warning that names them; step 24 used")
+
+
+# Another run's state.
+
+
+@pytest.mark.fault("config drift")
+@pytest.mark.parametrize(
+    ("override", "diff"),
+    [
+        ("config.optim.lr.peak=0.01", "optim.lr.peak: 0.001 -> 0.01"),
+        ("config.batch=16", "batch: 8 -> 16"),
+        ("config.seed=1", "seed: 0 -> 1"),
+        ("config.model.width=64", "model.width: 32 -> 64"),
+    ],
+)
+def test_another_config_is_refused_with_a_diff(text, whole, override, diff, record_property):
+    with pytest.raises(InputError, match=diff.replace(".", r"\.")) as error:
+        train(load(text, override), str(whole))
+    assert "--allow-drift=KEY" in str(error.value)
+    record_property("observed", f"exit 2: {diff}")
+
+
+@pytest.mark.fault("S7 checkpoint of another model")
+def test_checkpoints_of_another_run_in_this_workdir_are_refused(
+    text, whole, copied, tmp_path, record_property
+):
+    """config.json is this run's, and every shape fits: only the manifest knows."""
+    other = tmp_path / "other"
+    train(
+        load(text, "config.model.mlp=swiglu", "config.model.mlp_width=128", "config.seed=3"),
+        str(other),
+    )
+    shutil.rmtree(copied / "checkpoints")
+    shutil.copytree(other / "checkpoints", copied / "checkpoints")
+    with pytest.raises(InputError, match="seed: 3 -> 0"):
+        train(load(text), str(copied))
+    with pytest.raises(InputError, match="was not trained with .*model.mlp"):
+        evaluate(str(copied))
+    record_property("observed", "exit 2 with the diff of both configs")
+
+
+def test_another_tokenizer_beside_the_checkpoints_is_refused(copied):
+    path = copied / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    other = {"kind": "characters"} if tokenizer["kind"] == "bytes" else {"kind": "bytes"}
+    path.write_text(json.dumps(tokenizer | other | {"characters": list("abc")}))
+    with pytest.raises(InputError):
+        evaluate(str(copied))
+
+
+# Kills and signals.
+
+
+def start(text, workdir, *more, **options):
+    args = ["--" + text for text in overrides(text, *more)]
+    code = (
+        "import sys, ml_collections; from research import config, train; from pathlib import Path\n"
+        "base = config.load('configs/nlp/gpt.py:tiny').to_dict()\n"
+        "base['data'] = dict(name='tests.bad_data', path=sys.argv[2])\n"
+        "made = config.override(ml_collections.ConfigDict(base), sys.argv[3:])\n"
+        "r = train.train(made, sys.argv[1]); sys.exit(75 if r.preempted else 0)\n"
+    )
+    command = [sys.executable, "-c", code, str(workdir), str(text), *args]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
+
+
+def until(condition, process, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end, process.stdout.read()
+        time.sleep(0.002)
