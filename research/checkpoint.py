@@ -305,7 +305,10 @@ class Checkpoints:
         for path, (described, _) in self.notes(step)["leaves"].items():
             dtype, _, shape = described.removesuffix("]").partition("[")
             sizes = tuple(int(size) for size in shape.split(",") if size)
-            leaf = jax.ShapeDtypeStruct(sizes, jax.numpy.dtype(dtype), sharding=one)
+            try:
+                leaf = jax.ShapeDtypeStruct(sizes, jax.numpy.dtype(dtype), sharding=one)
+            except TypeError:
+                raise DamagedError(f"{path} of step {step} is said to be {described}") from None
             self._load(step, {path: leaf})
 
     def _load(self, step: int, wanted: dict[str, Any]) -> dict[str, jax.Array]:

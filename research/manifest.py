@@ -10,6 +10,7 @@ has, beside what the caller gives, `files`: {name: [bytes, sha256]} of every fil
 
 import hashlib
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,6 +23,7 @@ SIGNATURE = "manifest.sig"
 FORMAT = 1  # raise it when what a reader must understand changes
 MAX_BYTES = 1 << 28  # of a manifest; a larger one is not ours
 BLOCK = 1 << 22
+LEAF = re.compile(r"[a-z]\w*\[(\d{1,18}(,\d{1,18})*)?\]")
 # Written when the folder is committed, so after the manifest; nothing is read from it.
 LATER = ("commit_success.txt", "_CHECKPOINT_METADATA")
 
@@ -48,14 +50,35 @@ def read(folder: epath.PathLike) -> dict[str, Any]:
         if path.stat().length > MAX_BYTES:
             raise DamagedError(f"{path} has more than {MAX_BYTES} bytes")
         whole = json.loads(path.read_bytes().decode("utf-8"))
-        content, digest = whole["content"], whole["sha256"]
+        content, digest = dict(whole["content"]), whole["sha256"]
         if digest != hashlib.sha256(_canonical(content).encode()).hexdigest():
             raise DamagedError(f"{path} is not as it was written (its digest differs)")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
     if content.get("format") != FORMAT:
         raise DamagedError(f"{path} has format {content.get('format')}, not {FORMAT}")
+    if not _is_well_formed(content):  # somebody sealed it who did not write the checkpoint
+        raise DamagedError(f"{path} does not have the form of a manifest")
     return content
+
+
+def _is_well_formed(content: dict[str, Any]) -> bool:
+    def each(name: str, *kinds: type) -> bool:
+        part = content.get(name)
+        return isinstance(part, dict) and all(
+            isinstance(value, list) and [type(item) for item in value] == list(kinds)
+            for value in part.values()
+        )
+
+    metrics, names = content.get("metrics", {}), content.get("files")
+    return (
+        each("files", int, str)
+        and all(".." not in name.split("/") and not name.startswith("/") for name in names)
+        and (each("leaves", str, str) if "leaves" in content else True)
+        and all(LEAF.fullmatch(leaf[0]) for leaf in content.get("leaves", {}).values())
+        and isinstance(metrics, dict)
+        and all(type(value) in (int, float) for value in metrics.values())
+    )
 
 
 def check_files(folder: epath.Path, content: dict[str, Any]) -> None:

@@ -57,7 +57,7 @@ def make_train_step(
     optimizer has one, those of the guard (`refused`: 1 when the update was not applied), and the
     task's. `spike` and `refuse_spikes` are the guard's.
 
-    An update whose loss, gradient or change is not finite is refused: parameters, model_state,
+    An update whose loss or gradient is not finite is refused: parameters, model_state,
     optimizer and ema stay as they were; `step` moves on, so that the bad batch is not met again,
     and so does grad_state, so that a loss scale can fall.
     """
@@ -82,8 +82,9 @@ def make_train_step(
 
         grad_norm = optax.global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (sums.weight > 0)
-        # An optimizer can divide 0 by 0 where all that it was given is finite.
-        finite &= jnp.isfinite(optax.global_norm(updates))
+        # Of gradients alone, so that the choice below is part of the one pass over the state that
+        # updates it. Should the optimizer itself make a NaN, the next loss shows it, the run goes
+        # back to a good checkpoint, and no checkpoint ever holds it.
         accepted, guard, judged = guard_lib.judge(state.guard, loss, finite, spike, refuse_spikes)
         old = {name: getattr(state, name) for name in new}
         new = jax.tree.map(lambda n, o: jnp.where(accepted, n, o), new, old)

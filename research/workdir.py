@@ -22,7 +22,10 @@ PACKAGES = ("anneal", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "num
 def read_config(workdir: str) -> ml_collections.FrozenConfigDict | None:
     """Returns the config of a workdir, None if it has none yet."""
     path = epath.Path(workdir) / "config.json"
-    return config_lib.from_json(path.read_bytes()) if path.exists() else None
+    try:
+        return config_lib.from_json(path.read_bytes()) if path.exists() else None
+    except OSError as error:
+        raise InputError(f"--workdir={workdir} cannot be read: {error}") from None
 
 
 def existing_config(workdir: str) -> ml_collections.FrozenConfigDict:

@@ -68,6 +68,7 @@ def test_a_wrong_value_is_one_line_and_exit_code_2(override, expected, text, tmp
     ("content", "expected"),
     [(b"", "empty"), (b"\x00\x01\xff\xfe" * 100, "text"), (b"abc\xff\xfe def" * 100, "text")],
 )
+@pytest.mark.fault("empty dataset")
 def test_a_file_that_is_empty_or_not_text_is_refused_by_name(content, expected, tmp_path, capsys):
     path = tmp_path / "input.txt"
     path.write_bytes(content)

@@ -118,6 +118,7 @@ def accept(make):
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.fault("S12 fuzz")
 def test_a_mutated_config_is_accepted_or_refused_in_one_line(count, monkeypatch):
     stored = config_lib.load(TINY)
     text, leaves = config_lib.to_json(stored), sorted(config_lib._leaves(stored.to_dict()))
@@ -254,6 +255,7 @@ print(code, len(xla_bridge._backends))
 """
 
 
+@pytest.mark.fault("S1 wrong config value")
 def test_a_wrong_value_is_refused_in_two_seconds_and_before_any_device(tmp_path):
     arguments = ["train", f"--config={TINY}", f"--workdir={tmp_path / 'run'}"]
     command = [sys.executable, "-c", REFUSED, *arguments, "--config.model.num_layers=-3"]

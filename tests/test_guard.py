@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from research import guard as guard_lib
+from research.checksum import checksums
 from research.gradients import Gradients
 from research.step import init_state, make_train_step
 
@@ -117,10 +118,13 @@ def test_a_bad_batch_keeps_everything_but_step_and_loss_scale(bad, record_proper
     record_property("observed", "1 update refused, the rest of the state equal to the bit")
 
 
-def test_an_optimizer_that_makes_nan_of_finite_gradients_is_refused():
+def test_a_nan_that_the_optimizer_makes_is_refused_from_the_next_step_on():
     step, state = make_step(optax.adam(0.1, eps=0.0))
-    after, metrics = step(state, {"x": jnp.float32(0), "loss": jnp.float32(1)})  # 0 / 0
-    assert metrics["refused"] == 1 and np.isfinite(after.params["w"]).all()
+    broken, metrics = step(state, {"x": jnp.float32(0), "loss": jnp.float32(1)})  # 0 / 0
+    assert metrics["refused"] == 0 and np.isnan(broken.params["w"]).all()
+    assert "params/w" in checksums(broken).nonfinite  # so it is never saved
+    _, metrics = step(broken, {"x": jnp.float32(NAN), "loss": jnp.float32(NAN)})
+    assert metrics["refused_in_a_row"] == 1
 
 
 @pytest.mark.fault("NaN in warm-up")

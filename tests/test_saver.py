@@ -159,7 +159,7 @@ with Checkpoints(folder + "/checkpoints", keep=2) as checkpoints:
         if saver.wants(step):
             saver.save(step, state(step), {}, {})
     saver.finish(60, state(60), {}, {})
-    print("steps", checkpoints.steps(), "failed", saver.failed, sorted(os.listdir(folder + "/checkpoints")))
+    print("steps", checkpoints.steps(), "failed", saver.failed)
 """
 
 

@@ -112,6 +112,7 @@ def test_workers_do_not_change_the_batches():
         assert_equal(list(batches(1, one_pass=True)), list(plain(1, one_pass=True)))
 
 
+@pytest.mark.fault("corrupt record")
 def test_a_corrupt_record_in_a_worker_is_named_in_its_place():
     batches = source(corrupt={5}, repeat=False, workers=1)()
     assert next(batches)["index"][:, 0].tolist() == [1, 2, 3, 4]
@@ -126,6 +127,7 @@ def test_a_corrupt_record_is_an_error_that_names_it():
 
 
 @pytest.mark.core
+@pytest.mark.fault("corrupt record")
 def test_a_corrupt_record_within_budget_is_masked_and_moves_no_other(capsys):
     found = take(source(corrupt={2, 7}, skip_budget=2)(), 10)
     expected = take(source()(), 10)
@@ -344,6 +346,7 @@ def test_an_error_of_a_row_keeps_its_type_and_names_row_and_step(workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.fault("out of memory")
 def test_too_little_memory_for_a_batch_says_what_to_set(workers):
     with pytest.raises(RunError, match="out of memory for the batch after step 1; set fewer"):
         next(failing(MemoryError, workers))
@@ -376,6 +379,7 @@ def test_a_row_that_is_not_like_its_spec_is_refused(workers):
         next(make_batches(row, 10, **options)[0]())
 
 
+@pytest.mark.fault("killed worker")
 def test_killed_workers_lose_and_repeat_nothing(capfd):
     batches = source(workers=2)(3)
     found = [next(batches)]
@@ -413,6 +417,7 @@ def test_a_worker_that_always_dies_is_an_error_that_names_the_cause(number, caus
 
 
 @pytest.mark.parametrize("how", ["sleeps", pytest.param("is stopped", marks=pytest.mark.slow)])
+@pytest.mark.fault("hanging loader")
 def test_a_worker_that_hangs_is_an_error_that_names_the_step(how, monkeypatch, capfd):
     def row(index, epoch, random):
         if index == 5 and how == "sleeps":

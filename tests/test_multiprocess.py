@@ -1,0 +1,221 @@
+"""Several processes of one run on one machine (jax.distributed, gloo): signals, kills, resume."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from research import build, manifest, workdir
+from research.checkpoint import Checkpoints
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "ran", "far", "away", "\n"]
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        (folder / f"{number}.txt").write_text(" ".join(rng.choice(words, 200)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+class Job:
+    """`count` processes that run the same command."""
+
+    def __init__(self, text, cache, folder, count, *more):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        values = {
+            "data.reader": "files", "data.path": text, "data.tokenizer": "bytes",
+            "eval.batch": 64, "eval.every": None, "checkpoint.every": 20, "log.every": 1,
+            "log.tensorboard": False, "steps": 4000,
+        }  # fmt: skip
+        arguments = [f"--config.{key}={value}" for key, value in values.items()]
+        command = [sys.executable, "-m", "research", "train", "--config=configs/nlp/gpt.py:tiny"]
+        command += [f"--workdir={folder}", *arguments, *more]
+        self.folder, self.logs, self.processes = folder, [], []
+        for index in range(count):
+            env = os.environ | dict(JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="1")
+            env |= dict(ANNEAL_CACHE=str(cache), JAX_PROCESS_ID=str(index))
+            if count > 1:
+                env |= dict(JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}")
+                env |= dict(JAX_NUM_PROCESSES=str(count))
+            self.logs.append(folder.parent / f"{folder.name}-{count}-{index}.log")
+            with self.logs[-1].open("w") as log:
+                self.processes.append(
+                    subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
+                )
+
+    def until(self, lines):
+        """Waits until metrics.jsonl has so many lines."""
+        path, end = self.folder / "metrics.jsonl", time.monotonic() + 180
+        while not path.exists() or path.read_text().count("\n") < lines:
+            assert time.monotonic() < end and all(p.poll() is None for p in self.processes), (
+                self.log()
+            )
+            time.sleep(0.01)
+
+    def wait(self, seconds=120):
+        return [process.wait(seconds) for process in self.processes]
+
+    def log(self):
+        return "\n".join(log.read_text()[-3000:] for log in self.logs)
+
+    def end(self):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def job(text, cache):
+    jobs = []
+
+    def make(*arguments):
+        jobs.append(Job(text, cache, *arguments))
+        return jobs[-1]
+
+    yield make
+    for each in jobs:
+        each.end()
+
+
+def numbers(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder):
+    return {line["step"]: line["loss"] for line in numbers(folder) if line["split"] == "train"}
+
+
+@pytest.mark.fault("SIGTERM to one of two processes")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_process_saves_the_same_step_on_all_and_any_number_goes_on(
+    job, tmp_path, number, record_property
+):
+    folder = tmp_path / "run"
+    two = job(folder, 2)
+    two.until(25)
+    two.processes[1].send_signal(number)
+    assert two.wait() == [75, 75], two.log()
+    steps = [
+        json.loads(p.read_text())["content"]["step"]
+        for p in folder.glob("checkpoints/*/manifest.json")
+    ]
+    stopped = max(steps)
+    assert numbers(folder)[-1]["step"] == stopped and not (folder / "lock").exists()
+    record_property("observed", f"{number.name}: both saved step {stopped}, both exit 75")
+    if number is signal.SIGINT:
+        return
+    # On one and on four processes: the values are restored to the bit, the batches are the same.
+    run = build.build(workdir.read_config(folder), jax.devices()[:4], with_data=False)
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        state = checkpoints.restore(stopped, run.abstract)  # holds every checksum
+    assert int(state.step) == stopped
+    found = {}
+    for count in (1, 4):
+        copy = tmp_path / f"on{count}"
+        subprocess.run(["cp", "-r", str(folder), str(copy)], check=True)
+        again = job(copy, count, f"--stop-after={stopped + 6}")
+        assert again.wait(300) == [0] * count, again.log()
+        assert f"going on after step {stopped} of 4000" in again.logs[0].read_text()
+        found[count] = losses(copy)
+        assert manifest.read(copy / "checkpoints" / str(stopped + 6))["step"] == stopped + 6
+    after = range(stopped + 1, stopped + 7)
+    for step in after:  # equal batches and weights; the order of additions differs
+        assert abs(found[1][step] - found[4][step]) < 1e-5
+
+
+@pytest.mark.fault("kill -9 of one of two processes")
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_process_is_killed_the_other_ends_at_once_and_the_run_goes_on(
+    job, tmp_path, victim, record_property
+):
+    folder = tmp_path / "run"
+    two = job(folder, 2)
+    two.until(25)
+    begin = time.monotonic()
+    two.processes[victim].kill()
+    code = two.processes[1 - victim].wait(60)
+    seconds = time.monotonic() - begin
+    # When the coordinator dies, its service may end the other before this code can.
+    assert code == 70 or (victim == 0 and code == -signal.SIGABRT), two.log()
+    assert "another process of this run is gone" in two.logs[1 - victim].read_text() or victim == 0
+    again = job(folder, 2, "--stop-after=41")
+    assert again.wait(300) == [0, 0], again.log()
+    assert "going on after step 20" in again.logs[0].read_text()
+    assert sorted(losses(folder)) == list(range(1, 42))
+    record_property(
+        "observed", f"process {victim} killed: the other ended {seconds:.1f} s later "
+        f"(exit {code}); the next start went on from step 20"
+    )  # fmt: skip
+
+
+@pytest.mark.fault("hung collective")
+def test_a_stopped_process_ends_the_others_within_the_deadline(job, tmp_path, record_property):
+    folder = tmp_path / "run"
+    two = job(folder, 2, "--config.guard.hang_after=20.0")
+    two.until(25)
+    begin = time.monotonic()
+    two.processes[1].send_signal(signal.SIGSTOP)
+    assert two.processes[0].wait(60) == 70, two.log()
+    assert "no step for" in two.logs[0].read_text()
+    seconds = time.monotonic() - begin
+    record_property("observed", f"exit 70 with stacks after {seconds:.0f} s (limit 20 s)")
+
+
+@pytest.mark.fault("two writers on many hosts")
+def test_a_refused_lock_ends_every_process_of_the_second_run(job, tmp_path):
+    folder = tmp_path / "run"
+    first = job(folder, 1)
+    first.until(3)
+    second = job(folder, 2)
+    assert second.wait(120) == [3, 3], second.log()
+    assert f"pid {first.processes[0].pid}" in second.logs[0].read_text()
+
+
+SLOW_HOST = """
+import time, sys
+from research.data import source
+real = source.prefetch
+def late(iterator, put, depth=2):
+    for item in real(iterator, put, depth):
+        time.sleep({seconds})
+        yield item
+from research import build
+build.prefetch = late
+from research.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.fault("straggler")
+def test_a_slow_host_is_named(job, tmp_path, monkeypatch, record_property):
+    real, started = subprocess.Popen, []
+
+    def popen(command, **options):  # the second process is slow
+        seconds = 0.3 if started else 0.0
+        started.append(command)
+        return real([command[0], "-c", SLOW_HOST.format(seconds=seconds), *command[3:]], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    two = job(tmp_path / "run", 2, "--config.steps=12")
+    assert two.wait(180) == [0, 0], two.log()
+    said = [line for line in two.logs[0].read_text().splitlines() if "is slow" in line]
+    assert said and all("host 1 is slow" in line for line in said), two.log()
+    record_property("observed", said[0])
