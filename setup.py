@@ -24,6 +24,8 @@ EXTRAS = {
     # Backends.
     "tpu": ["jax[tpu]"],
     "gpu": ["jax[cuda13]"],
+    # Workdirs in a bucket.
+    "gcs": ["gcsfs>=2026.9"],
     # Fields. Each draws pictures into the workdir, so each brings matplotlib.
     "nlp": ["tokenizers>=0.22", "datasets>=4.0", "matplotlib>=3.9"],
     "vision": ["pillow>=11", "tensorflow-datasets>=4.9.9", "matplotlib>=3.9"],
@@ -37,6 +39,7 @@ EXTRAS = {
         "hypothesis>=6",
         "ruff>=0.14",
         "zstandard>=0.23",
+        "gcsfs>=2026.9",
         *SIGN,
         "pillow>=11",
         "soundfile>=0.13",

@@ -135,6 +135,8 @@ def _check_workdir(folder: str) -> None:
     if "://" in folder:
         import fsspec
 
+        import research.storage  # noqa: F401  says what gs:// is
+
         try:
             fsspec.get_filesystem_class(folder.partition("://")[0])
         except (ImportError, ValueError) as error:

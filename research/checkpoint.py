@@ -26,6 +26,7 @@ from research import hosts, manifest, signing, tree
 from research.arguments import InputError, RunError
 from research.checksum import checksums
 from research.manifest import DamagedError
+from research.storage import StoreError, is_remote
 
 COMMITTED = "commit_success.txt"  # written last
 UNFINISHED = (".orbax-checkpoint-tmp", ".deleted")
@@ -57,14 +58,24 @@ class Checkpoints:
         sign: str | None = None,
         verify: str | None = None,
     ):
-        self.folder = epath.Path(folder).absolute()  # orbax refuses a relative one, at the save
+        self._is_remote = is_remote(folder)
+        # orbax refuses a relative one, at the save; absolute() would make gs://a into ./gs:/a.
+        self.folder = epath.Path(folder) if self._is_remote else epath.Path(folder).absolute()
         self.keep, self.keep_every, self.best_metric = keep, keep_every, best
         self._keys = sign, verify
-        self._is_remote = "://" in str(folder)
+        # A store has no modes, and epath refuses any. A folder that fails to be made in the
+        # background would leave threads that keep the process from ending for five minutes.
+        now = ocp.options.AsyncOptions(
+            post_finalization_callback=self._seal, create_directories_asynchronously=False
+        )
         self._orbax = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(),
-            file_options=ocp.options.FileOptions(path_permission_mode=0o750),
-            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+            ocp.CompositeCheckpointHandler(
+                composite_options=ocp.CompositeOptions(async_options=now)
+            ),
+            file_options=ocp.options.FileOptions(
+                path_permission_mode=None if self._is_remote else 0o750
+            ),
+            async_options=now,
         )
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._saving: Future | None = None
@@ -318,8 +329,14 @@ class Checkpoints:
         items = {"state": ocp.args.PyTreeRestore(wanted, placed, partial_restore=True)}
         try:
             leaves = self._orbax.restore(where, args=ocp.args.Composite(**items)).state
+        except StoreError:
+            raise
         except Exception as error:  # what it raises depends on which of its files is damaged
             reason = (str(error) or type(error).__name__).splitlines()[0]
+            if self._is_remote:
+                self._sound.discard(step)
+                self.notes(step)  # raises if a file is damaged; else the store did not answer
+                raise StoreError(f"{where} cannot be read: {reason}") from error
             raise DamagedError(f"{where} cannot be restored: {reason}") from error
         stored = self.notes(step)["leaves"]
         found = checksums(

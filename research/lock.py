@@ -20,10 +20,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import fsspec
 from etils import epath
 
-from research import hosts
+from research import hosts, storage
 from research.arguments import InputError, RunError
 
 HEARTBEAT, EXPIRY = 10.0, 60.0
@@ -50,13 +49,14 @@ class Lock:
         """Takes the lock. Raises LockedError naming the holder, OSError if it cannot be written."""
         for attempt in range(3):
             try:
-                with fsspec.open(os.fspath(self.path), "xb") as file:
-                    file.write(json.dumps(self._owner).encode())
+                storage.create(self.path, json.dumps(self._owner).encode())
             except FileExistsError:
-                if (holder := self._living_holder()) is not None:
-                    break
-                self._remove_stale()
-                continue
+                # Else it is ours: a store may do what it was asked and lose the answer.
+                if self._read().get("token") != self._owner["token"]:
+                    if (holder := self._living_holder()) is not None:
+                        break
+                    self._remove_stale()
+                    continue
             if attempt:  # two may have found it stale: the last to write is the one that stays
                 time.sleep(0.5)
                 if (holder := self._other_holder()) is not None:
@@ -90,7 +90,7 @@ class Lock:
                 self._lost = self._other_holder()
                 if self._lost:
                     return
-                if _is_remote(self.path):
+                if storage.is_remote(self.path):
                     self.path.write_text(json.dumps(self._owner))
                 else:
                     os.utime(self.path)  # works on a full disk too
@@ -130,7 +130,7 @@ class Lock:
             return 0.0
 
     def _remove_stale(self) -> None:
-        if _is_remote(self.path):
+        if storage.is_remote(self.path):
             self.path.unlink(missing_ok=True)
             return
         aside = self.path.with_name(f"lock.{self._owner['token']}")
@@ -155,6 +155,8 @@ def locked(workdir: str) -> Iterator[Lock]:
             if (lock.path.parent / "checkpoints").is_file():
                 raise NotADirectoryError("checkpoints is a file")
             lock.acquire()
+        except storage.StoreError:
+            raise  # exit code 74: a launcher may try again
         except OSError as error:
             raise InputError(f"--workdir={workdir} cannot be written: {error}") from error
 
@@ -163,10 +165,6 @@ def locked(workdir: str) -> Iterator[Lock]:
         yield lock
     finally:
         lock.release()
-
-
-def _is_remote(path: epath.Path) -> bool:
-    return "://" in str(path)
 
 
 def _started(pid: int) -> int | None:

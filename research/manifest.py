@@ -17,6 +17,7 @@ from typing import Any
 from etils import epath
 
 from research.arguments import RunError
+from research.storage import StoreError, find, is_remote
 
 NAME = "manifest.json"
 SIGNATURE = "manifest.sig"
@@ -35,7 +36,9 @@ class DamagedError(RunError):
 def write(folder: epath.PathLike, content: dict[str, Any]) -> None:
     """Writes manifest.json for all that is in `folder` now."""
     folder = epath.Path(folder)
-    content = {"format": FORMAT} | content | {"files": _digests(folder, _listed(folder))}
+    content = (
+        {"format": FORMAT} | content | {"files": _digests(folder, _listed(folder), strict=True)}
+    )
     text = _canonical(content)
     whole = {"content": content, "sha256": hashlib.sha256(text.encode()).hexdigest()}
     (folder / NAME).write_text(json.dumps(whole, sort_keys=True, indent=1))
@@ -53,6 +56,8 @@ def read(folder: epath.PathLike) -> dict[str, Any]:
         content, digest = dict(whole["content"]), whole["sha256"]
         if digest != hashlib.sha256(_canonical(content).encode()).hexdigest():
             raise DamagedError(f"{path} is not as it was written (its digest differs)")
+    except StoreError:
+        raise  # the store is away: that says nothing of what is in it
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
     if content.get("format") != FORMAT:
@@ -102,6 +107,8 @@ def _canonical(content: dict) -> str:
 
 def names(folder: epath.Path) -> list[str]:
     """Returns the relative names of all files in a folder and below it, sorted."""
+    if is_remote(folder):
+        return find(folder)
     found, to_visit = [], [folder]
     while to_visit:
         for path in to_visit.pop().iterdir():
@@ -116,7 +123,9 @@ def _listed(folder: epath.Path) -> list[str]:
     return [name for name in names(folder) if name not in (NAME, SIGNATURE, *LATER)]
 
 
-def _digests(folder: epath.Path, names: list[str]) -> dict[str, list]:
+def _digests(folder: epath.Path, names: list[str], strict: bool = False) -> dict[str, list]:
+    """[bytes, sha256] of each file; one that cannot be read is an OSError if `strict`."""
+
     def digest(name: str) -> list:
         sha, size = hashlib.sha256(), 0
         try:
@@ -124,7 +133,11 @@ def _digests(folder: epath.Path, names: list[str]) -> dict[str, list]:
                 while block := file.read(BLOCK):
                     sha.update(block)
                     size += len(block)
+        except StoreError:
+            raise
         except OSError as error:
+            if strict:  # an answer that is no digest must never be sealed
+                raise
             return [size, f"unreadable: {error}"]
         return [size, sha.hexdigest()]
 

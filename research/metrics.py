@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from research.arguments import InputError
+from research.storage import is_remote
 
 # What the live line shows of a training step, where it is known.
 SHOWN = {
@@ -158,11 +159,6 @@ class Writer:
             if not self._complained:
                 print(f"metrics are not written for now: {error}", file=sys.stderr, flush=True)
             self._complained = True
-
-
-def is_remote(path: epath.Path) -> bool:
-    """Tells whether a path is in an object store, where a file cannot be appended to."""
-    return "://" in str(path)
 
 
 def read(path: epath.PathLike) -> list[dict]:

@@ -10,6 +10,7 @@ from research import metrics, workdir
 from research.arguments import InputError, RunError
 from research.checkpoint import Checkpoints
 from research.data import tokenizer
+from research.storage import StoreError
 
 
 class Report(NamedTuple):
@@ -34,6 +35,8 @@ def verify(folder: str, public_key: str | None = None) -> Report:
         nonlocal sound
         try:
             lines.append(f"{name}: {check()}")
+        except StoreError:
+            raise  # the store is away: that says nothing of what is in it
         except (InputError, RunError, OSError, ValueError) as error:
             lines.append(f"{name}: DAMAGED: {error}")
             sound = False

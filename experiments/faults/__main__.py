@@ -3,9 +3,9 @@
     python -m experiments.faults            # all: about half an hour on two cores
     python -m experiments.faults --quick    # those of `make test`
 
-A test that injects a fault carries its name, as in @pytest.mark.fault("disk full"), and records what
-it observed. This runs them and writes results/table.md and results/log.txt. A fault without a test,
-or with one that failed, is written down as such.
+A test that injects a fault carries its name, as in @pytest.mark.fault("disk full"), and records
+what it observed. This runs them and writes results/table.md and results/log.txt. A fault without a
+test, or with one that failed, is written down as such.
 """
 
 import argparse

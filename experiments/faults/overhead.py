@@ -2,11 +2,11 @@
 
     python -m experiments.faults.overhead
 
-A GPT of 12 million parameters with 4,096 tokens a step, which takes more than 100 ms on a CPU. Each round times, in an order that changes,
-the step as it is, a step without a guard (no comparison, no selection, nothing remembered), and the
-checksums of the whole state; ratios are taken round by round. The checksums run at each save, so
-their share is that of one in `INTERVAL` steps. Reopening, verifying and restoring is timed on a
-state of 100 MB.
+A GPT of 12 million parameters with 4,096 tokens a step, which takes more than 100 ms on a CPU. Each
+round times, in an order that changes, the step as it is, a step without a guard (no comparison, no
+selection, nothing remembered), and the checksums of the whole state; ratios are taken round by
+round. The checksums run at each save, so their share is that of one in `INTERVAL` steps. Reopening,
+verifying and restoring is timed on a state of 100 MB.
 """
 
 import json
