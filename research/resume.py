@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research import build, hosts, workdir
+from research import build, hosts, signing, workdir
 from research import config as config_lib
 from research.arguments import InputError, RunError, nearest
 from research.checkpoint import Checkpoints
@@ -51,6 +51,7 @@ def refuse(
                 f"config.checkpoint.best={config.checkpoint.best!r} is not measured"
                 + nearest(config.checkpoint.best, names)
             )
+    signing.check_keys(config.checkpoint.sign, config.checkpoint.verify)
     if not start:
         return
     allowed = {key.removeprefix("config.") for key in allow_drift}

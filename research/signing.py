@@ -65,6 +65,13 @@ def verify(path: StrPath, public_key: StrPath, signature: StrPath) -> None:
             raise TamperedError(f"{told}; do not use it, fetch it again") from None
 
 
+def check_keys(private_key: StrPath | None, public_key: StrPath | None) -> None:
+    """Raises InputError, as `sign` and `verify` would much later, for a key that cannot be used."""
+    for key, kind in ((private_key, "private key"), (public_key, "public key")):
+        if key is not None:
+            _config(key, kind)
+
+
 def _config(key: StrPath, kind: str) -> Any:
     try:
         import model_signing as lib

@@ -108,7 +108,8 @@ def train(
                         lock.check()
                         ends = stopping() or step == last
                         evaluates = step == config.steps or is_due(step, config.eval.every)
-                        saves = saver.wants(step) or ends
+                        judged = evaluates and config.checkpoint.best  # measured, so also kept
+                        saves = saver.wants(step) or ends or judged
                         numbers = {}
                         if evaluates or saves:
                             watch.settle()

@@ -291,3 +291,22 @@ def test_bf16_trains_on_one_device(text, tmp_path):
         batch = next(build.batches(run, run.source))
         _, metrics = build.jit_train_step(run)(state, batch)
     assert np.isfinite(metrics["loss"])
+
+
+def test_the_best_step_is_saved_where_it_was_measured(text, tmp_path):
+    best = ["config.checkpoint.best=loss", "config.checkpoint.every=None", "config.eval.every=5"]
+    train(load(text, *best, "config.checkpoint.keep=1"), str(tmp_path))
+    from research.checkpoint import Checkpoints
+
+    with Checkpoints(tmp_path / "checkpoints", best=("loss", "min")) as checkpoints:
+        measured = {s: checkpoints.notes(s)["metrics"]["loss"] for s in checkpoints.steps()}
+        losses = {x["step"]: x["loss"] for x in lines(tmp_path) if x["split"] == "validation"}
+        assert checkpoints.best() == min(losses, key=losses.get) and sorted(losses) == [5, 10, 12]
+    assert all(measured[step] == losses[step] for step in measured)
+    assert evaluate(str(tmp_path), step="best")["step"] == min(losses, key=losses.get)
+
+
+def test_a_key_that_cannot_be_used_is_refused_before_anything_is_written(text, tmp_path):
+    with pytest.raises(InputError, match="no.pem"):
+        train(load(text, "config.checkpoint.sign=/no.pem"), str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "config.json").exists()
