@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs a command as N processes of one run on this machine, as a cluster runs it on N hosts.
 #     launch/local.sh 2 anneal train --config=configs/nlp/gpt.py --workdir=runs/gpt
-# A signal goes to all of them; the exit code is that of the first one that failed.
+# A signal goes to all of them. The exit code is that of a process that failed; 70 (another one is
+# gone) only if no process says more.
 set -u
 count=$1
 shift
@@ -21,6 +22,8 @@ for pid in "${pids[@]}"; do
         # A trapped signal ends `wait` early; the process itself goes on to save.
         kill -0 "$pid" 2>/dev/null || break
     done
-    [ "$code" -ne 0 ] || code=$result
+    if [ "$code" -eq 0 ] || [ "$code" -eq 70 ]; then
+        [ "$result" -eq 0 ] || code=$result
+    fi
 done
 exit "$code"

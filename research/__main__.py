@@ -47,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return arguments.verb(arguments, rest)
     except (InputError, RunError) as error:
         return _report(error)
-    except BrokenPipeError:  # `anneal generate | head` is no error
+    except BrokenPipeError:
+        if arguments.verb is train:
+            raise
+        # `anneal generate | head` is no error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 

@@ -13,16 +13,15 @@ name, and the remains of killed saves stay.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from research import hosts, manifest, signing, tree
+from research import hosts, manifest, signing, storage, tree
 from research.arguments import InputError, RunError
 from research.checksum import checksums
 from research.manifest import DamagedError
@@ -45,8 +44,8 @@ class Checkpoints:
     Kept are the newest `keep` (at least 1), every step divisible by `keep_every`, and the best by a
     metric, as in ("loss", "min"). A step without that number, or with NaN, is never the best.
     `sign` and `verify` are PEM files of a private and a public key: each manifest is signed, and
-    one without its signature is refused. Only `save` and `newest(set_aside=True)` change the
-    folder, so one may evaluate what another run is still writing.
+    one without its signature is refused. Until something is saved or set aside nothing in the
+    folder changes, so one may evaluate what another run is still writing.
     """
 
     def __init__(
@@ -66,7 +65,9 @@ class Checkpoints:
         # A store has no modes, and epath refuses any. A folder that fails to be made in the
         # background would leave threads that keep the process from ending for five minutes.
         now = ocp.options.AsyncOptions(
-            post_finalization_callback=self._seal, create_directories_asynchronously=False
+            post_finalization_callback=self._seal,
+            create_directories_asynchronously=False,
+            timeout_secs=600,  # one process that fails keeps the others waiting for so long
         )
         self._orbax = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(
@@ -79,6 +80,7 @@ class Checkpoints:
         )
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._saving: Future | None = None
+        self._unsealed: str | None = None  # why the last manifest could not be written
         self._content: dict = {}  # of the manifest of the step being written
         self._notes: dict[int, dict] = {}
         self._sound: set[int] = set()
@@ -95,14 +97,14 @@ class Checkpoints:
 
         First waits for the save before it. A step that is already there is not written again.
         `metrics` are numbers to judge the step by, `extra` is anything JSON; `notes` returns both.
-        One that is not `good` takes no place among the newest.
+        One that is not `good` takes no place among the newest `keep`; the last one always stays.
 
         Raises OSError if this or the last save failed, NonFiniteError for weights that are not
         finite, ReplicaError when devices disagree about the state.
         """
         self.wait()
         hosts.on_first(self._prune)
-        if step in self.steps():
+        if not hosts.on_first(lambda: self._make_place(step)):
             return
         leaves = tree.flatten(state)
         sums = checksums(leaves)
@@ -114,36 +116,65 @@ class Checkpoints:
             "good": good,
             "metrics": numbers,
             "extra": extra or {},
-            "leaves": {path: [_describe(leaf), sums[path]] for path, leaf in leaves.items()},
+            "leaves": {
+                path: [manifest.describe(leaf), sums[path]] for path, leaf in leaves.items()
+            },
         }
         self._notes.pop(step, None)
         items = {"state": ocp.args.PyTreeSave(leaves)}
-        with self._failing():
-            self._orbax.save(self.folder / str(step), args=ocp.args.Composite(**items))
-            self._saving = self._pool.submit(self._orbax.wait_until_finished)
+        self._attempt(
+            lambda: self._orbax.save(self.folder / str(step), args=ocp.args.Composite(**items))
+        )
+        self._saving = self._pool.submit(self._orbax.wait_until_finished)
+
+    def _make_place(self, step: int) -> bool:
+        """Whether to save a step: False if it is there. What else has its name is set aside."""
+        if step in self._steps():
+            return False
+        if (self.folder / str(step)).exists():
+            self._set_aside(step)
+        # Found out by one for all: a storage that takes nothing.
+        probe = self.folder / f"probe{UNFINISHED[0]}"
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(bytes(1 << 16))
+        probe.unlink()
+        return True
 
     def _seal(self) -> None:
-        """Writes and signs the manifest; orbax calls it on the first process, before the commit."""
+        """Writes and signs the manifest; orbax calls it on the first process, before the commit. A
+        failure is kept for `wait`: raised here, it would leave the others in a barrier."""
+        self._unsealed = None
         folder = self.folder / str(self._content["step"])
         unfinished = folder.with_name(folder.name + UNFINISHED[0])  # in a store there is none
         folder = unfinished if unfinished.exists() else folder
-        manifest.write(folder, self._content)
-        if self._keys[0]:
-            signing.sign(folder / manifest.NAME, self._keys[0], folder / manifest.SIGNATURE)
-
-    @contextmanager
-    def _failing(self) -> Iterator[None]:
-        """Turns whatever orbax raises into an OSError of one line, and removes what was begun: a
-        full disk would stay full."""
         try:
-            yield
+            manifest.write(folder, self._content)
+            if self._keys[0]:
+                signing.sign(folder / manifest.NAME, self._keys[0], folder / manifest.SIGNATURE)
         except Exception as error:
-            if jax.process_index() == 0:
-                with suppress(OSError):
-                    self._prune()
+            self._unsealed = str(error) or type(error).__name__
+
+    def _discard_unsealed(self) -> str | None:
+        if self._unsealed is not None:
+            self._delete(self._where(), is_step=True)
+        return self._unsealed
+
+    def _attempt(self, call: Callable[[], Any]) -> None:
+        """Turns whatever `call` raises into an OSError of one line, and removes what was begun: a
+        full disk would stay full. One of several processes that fails ends, with PeerError: the
+        others wait for it in the middle of orbax, which has no way back for them."""
+        try:
+            call()
+        except Exception as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            where = self.folder / str(self._content["step"])
-            raise OSError(f"{where} was not saved: {reason}") from error
+            told = f"{self._where()} was not saved: {reason}"
+            if hosts.count() > 1:
+                raise hosts.PeerError(f"{told}; start again") from error
+            self._prune()
+            raise OSError(told) from error
+
+    def _where(self) -> epath.Path:
+        return self.folder / str(self._content["step"])
 
     def is_saving(self) -> bool:
         """Tells whether the last save is still being written."""
@@ -153,8 +184,9 @@ class Checkpoints:
         """Returns when the last save is on disk and old steps are gone; OSError if it failed."""
         saving, self._saving = self._saving, None
         if saving is not None:
-            with self._failing():
-                saving.result()
+            self._attempt(saving.result)
+            if reason := hosts.on_first(self._discard_unsealed):
+                raise OSError(f"{self._where()} was not saved: {reason}")
             hosts.on_first(self._prune)  # all see the same steps afterwards
 
     def close(self) -> None:
@@ -210,7 +242,8 @@ class Checkpoints:
 
         def find() -> list:
             found, faults = None, []
-            if foreign := self._foreign():
+            known = (*UNFINISHED, DAMAGED)
+            if foreign := [n for n in self.others() if not any(k in n for k in known)]:
                 hosts.warn(f"{', '.join(foreign)} in {self.folder} are not checkpoints; left alone")
             steps = [step for step in self._steps() if before is None or step < before]
             for step in reversed([s for s in steps if every and s % every == 0] or steps):
@@ -238,11 +271,10 @@ class Checkpoints:
             hosts.warn(f"damaged checkpoint: {fault}; {done}, going back to step {found}")
         return found
 
-    def _foreign(self) -> list[str]:
+    def others(self) -> list[str]:
+        """Returns the names in the folder that are no complete step."""
         steps = {str(step) for step in self._steps()}
-        names = sorted(path.name for path in self.folder.glob("*"))
-        known = (*UNFINISHED, DAMAGED)
-        return [name for name in names if name not in steps and not any(k in name for k in known)]
+        return sorted({path.name for path in self.folder.glob("*")} - steps)
 
     def set_aside(self, step: int) -> None:
         """Renames a step to STEP.damaged."""
@@ -251,10 +283,7 @@ class Checkpoints:
     def _set_aside(self, step: int) -> None:
         self._notes.pop(step, None)
         self._sound.discard(step)
-        number, target = 1, self.folder / f"{step}{DAMAGED}"
-        while target.exists():
-            number, target = number + 1, self.folder / f"{step}{DAMAGED}.{number}"
-        _move(self.folder / str(step), target, self._is_remote)
+        storage.move_aside(self.folder / str(step), DAMAGED, first=COMMITTED)
 
     def notes(self, step: int) -> dict:
         """Returns the manifest: step, metrics, extra, leaves, files. Raises InputError if there is
@@ -305,7 +334,7 @@ class Checkpoints:
             {path: x for path, x in leaves.items() if not fields or path.split("/")[0] in fields}
             for leaves in (self.notes(step)["leaves"], tree.flatten(abstract))
         )
-        _refuse_mismatch(stored, wanted, where)
+        manifest.refuse_mismatch(stored, wanted, where)
         leaves = self._load(step, wanted)
         return tree.map_named(lambda path, _: leaves.get(path), abstract)
 
@@ -329,15 +358,13 @@ class Checkpoints:
         items = {"state": ocp.args.PyTreeRestore(wanted, placed, partial_restore=True)}
         try:
             leaves = self._orbax.restore(where, args=ocp.args.Composite(**items)).state
-        except StoreError:
+        except (StoreError, jax.errors.JaxRuntimeError):  # a device without room, say
             raise
-        except Exception as error:  # what it raises depends on which of its files is damaged
+        except Exception as error:
+            self._sound.discard(step)
+            self.notes(step)  # raises if a file was damaged meanwhile; else nothing is proved
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            if self._is_remote:
-                self._sound.discard(step)
-                self.notes(step)  # raises if a file is damaged; else the store did not answer
-                raise StoreError(f"{where} cannot be read: {reason}") from error
-            raise DamagedError(f"{where} cannot be restored: {reason}") from error
+            raise StoreError(f"{where} cannot be read: {reason}") from error
         stored = self.notes(step)["leaves"]
         found = checksums(
             {path: leaf for path, leaf in leaves.items() if isinstance(leaf, jax.Array)}
@@ -352,44 +379,23 @@ class Checkpoints:
         for path in self.folder.glob("*"):
             is_torn = path.name.isdecimal() and int(path.name) not in steps
             if (is_torn and self._is_remote) or path.name.endswith(UNFINISHED):
-                path.rmtree()
+                self._delete(path, is_step=False)
         notes = {step: self._read(step) for step in steps}
         good = [step for step, found in notes.items() if found and found["good"]]
         kept = {self._best(), *steps[-1:], *good[-self.keep :]}
         kept |= {step for step, found in notes.items() if not found}  # perhaps readable tomorrow
         kept |= {step for step in steps if self.keep_every and step % self.keep_every == 0}
-        for path in (self.folder / str(step) for step in steps if step not in kept):
-            # Invisible in one move, so that a kill never leaves half a step listed.
-            if self._is_remote:  # an object store cannot rename
+        for step in (step for step in steps if step not in kept):
+            self._delete(self.folder / str(step), is_step=True)
+
+    def _delete(self, path: epath.Path, is_step: bool) -> None:
+        """Hides a step in one move before it goes, so that a kill never leaves half of one listed.
+        Cleaning up never stands in the way of a save."""
+        try:
+            if is_step and self._is_remote:  # an object store cannot rename
                 (path / COMMITTED).unlink()
-            else:
-                path = path.rename(path.with_name(path.name + ".deleted"))
-            path.rmtree()
-
-
-def _move(path: epath.Path, target: epath.Path, is_remote: bool) -> None:
-    if not is_remote:
-        path.rename(target)
-        return
-    (path / COMMITTED).unlink(missing_ok=True)  # no longer listed, whatever happens next
-    for name in manifest.names(path):
-        copy = target / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        (path / name).copy(copy)
-    path.rmtree()
-
-
-def _describe(leaf: Any) -> str:
-    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-
-
-def _refuse_mismatch(stored: dict[str, list], wanted: dict[str, Any], where: epath.Path) -> None:
-    stored = {path: described for path, (described, _) in stored.items()}
-    wanted = {path: _describe(leaf) for path, leaf in wanted.items()}
-    faults = [
-        f"{path} is stored as {stored.get(path, 'nothing')}, wanted {wanted.get(path, 'nothing')}"
-        for path in sorted({**stored, **wanted})
-        if stored.get(path) != wanted.get(path)
-    ]
-    if faults:
-        raise InputError(f"{where} does not fit this config: {'; '.join(faults)}")
+            elif is_step:
+                path = path.rename(path.with_name(path.name + UNFINISHED[1]))
+            path.rmtree() if path.is_dir() else path.unlink()
+        except OSError as error:
+            hosts.warn(f"{path} cannot be deleted: {error}")

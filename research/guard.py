@@ -61,7 +61,7 @@ def judge(
 
     accepted = finite & ~is_spike if refuse_spikes else finite
     entered = guard.losses.at[guard.count % window].set(loss)
-    is_finite = jnp.isfinite(loss)
+    is_finite = finite & jnp.isfinite(loss)  # a batch without weight has no loss
     streak = jnp.where(accepted, 0, guard.streak + 1)
     new = Guard(
         losses=jnp.where(is_finite, entered, guard.losses),

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -55,7 +56,8 @@ class PeerError(RunError):
 
 def on_first(call: Callable[[], Any]) -> Any:
     """Returns what `call` returns on process 0 (plain JSON), on every process; an exception there
-    is raised everywhere, so that no process waits for one that has given up."""
+    is raised everywhere, as the same class where it is an OSError, InputError or RunError, so that
+    all of them handle it alike and none waits for one that has given up."""
     if jax.process_count() == 1:
         return call()
     value, error = None, None
@@ -64,27 +66,28 @@ def on_first(call: Callable[[], Any]) -> Any:
             value = call()
         except Exception as raised:
             error = raised
-    text = json.dumps([value, error is not None, str(error), getattr(error, "code", 1)])
+    text = json.dumps([value, error is not None, str(error), _kinds(error)])
     data = np.frombuffer(text.encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
     padded = np.zeros(size, np.uint8)
     padded[: min(len(data), size)] = data[:size]
-    value, failed, message, code = json.loads(
+    value, failed, message, kinds = json.loads(
         multihost_utils.broadcast_one_to_all(padded).tobytes().decode()
     )
     if error is not None:
         raise error
     if failed:
-        raise FirstProcessError(message, code)
+        known = {kind.__name__: kind for kind in (OSError, InputError, *_all_below(RunError))}
+        raise next((known[kind] for kind in kinds if kind in known), RunError)(message)
     return value
 
 
-class FirstProcessError(RunError):
-    """What process 0 raised, on the other processes; `code` is the exit code of it."""
+def _kinds(error: Exception | None) -> list[str]:
+    return [kind.__name__ for kind in type(error).__mro__]
 
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.code = code
+
+def _all_below(kind: type) -> list[type]:
+    return [k for below in kind.__subclasses__() for k in (below, *_all_below(below))]
 
 
 def count() -> int:
@@ -95,13 +98,15 @@ def count() -> int:
 def say(text: str | None) -> None:
     """Prints on the first process."""
     if text and jax.process_index() == 0:
-        print(text, flush=True)
+        with suppress(OSError):  # a full disk behind stdout, a closed pipe: no reason to stop
+            print(text, flush=True)
 
 
 def warn(text: str) -> None:
     """Prints on stderr of the first process: standard output may be data."""
     if jax.process_index() == 0:
-        print(f"anneal: {text}", file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(f"anneal: {text}", file=sys.stderr, flush=True)
 
 
 def any_of(flag: bool) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 
 from etils import epath
 
-from research.arguments import RunError
+from research.arguments import InputError, RunError
 from research.storage import StoreError, find, is_remote
 
 NAME = "manifest.json"
@@ -36,16 +36,15 @@ class DamagedError(RunError):
 def write(folder: epath.PathLike, content: dict[str, Any]) -> None:
     """Writes manifest.json for all that is in `folder` now."""
     folder = epath.Path(folder)
-    content = (
-        {"format": FORMAT} | content | {"files": _digests(folder, _listed(folder), strict=True)}
-    )
+    content = {"format": FORMAT} | content | {"files": _digests(folder, _listed(folder))}
     text = _canonical(content)
     whole = {"content": content, "sha256": hashlib.sha256(text.encode()).hexdigest()}
     (folder / NAME).write_text(json.dumps(whole, sort_keys=True, indent=1))
 
 
 def read(folder: epath.PathLike) -> dict[str, Any]:
-    """Returns the content. Raises DamagedError when it is missing, malformed or changed."""
+    """Returns the content. Raises DamagedError when it is missing, malformed or changed, StoreError
+    when it cannot be read."""
     path = epath.Path(folder) / NAME
     try:
         if not path.exists():
@@ -56,9 +55,9 @@ def read(folder: epath.PathLike) -> dict[str, Any]:
         content, digest = dict(whole["content"]), whole["sha256"]
         if digest != hashlib.sha256(_canonical(content).encode()).hexdigest():
             raise DamagedError(f"{path} is not as it was written (its digest differs)")
-    except StoreError:
-        raise  # the store is away: that says nothing of what is in it
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except OSError as error:  # storage that does not answer says nothing of what is in it
+        raise StoreError(f"{path} cannot be read: {error}") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
     if content.get("format") != FORMAT:
         raise DamagedError(f"{path} has format {content.get('format')}, not {FORMAT}")
@@ -123,8 +122,8 @@ def _listed(folder: epath.Path) -> list[str]:
     return [name for name in names(folder) if name not in (NAME, SIGNATURE, *LATER)]
 
 
-def _digests(folder: epath.Path, names: list[str], strict: bool = False) -> dict[str, list]:
-    """[bytes, sha256] of each file; one that cannot be read is an OSError if `strict`."""
+def _digests(folder: epath.Path, names: list[str]) -> dict[str, list]:
+    """[bytes, sha256] of each file. Raises StoreError if one cannot be read."""
 
     def digest(name: str) -> list:
         sha, size = hashlib.sha256(), 0
@@ -133,13 +132,27 @@ def _digests(folder: epath.Path, names: list[str], strict: bool = False) -> dict
                 while block := file.read(BLOCK):
                     sha.update(block)
                     size += len(block)
-        except StoreError:
-            raise
         except OSError as error:
-            if strict:  # an answer that is no digest must never be sealed
-                raise
-            return [size, f"unreadable: {error}"]
+            raise StoreError(f"{folder / name} cannot be read: {error}") from error
         return [size, sha.hexdigest()]
 
     with ThreadPoolExecutor(8) as pool:  # hashing and reading leave the interpreter free
         return dict(zip(names, pool.map(digest, names), strict=True))
+
+
+def describe(leaf: Any) -> str:
+    """Returns an array's type and shape, as in bfloat16[16,24]."""
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+
+
+def refuse_mismatch(stored: dict[str, list], wanted: dict[str, Any], where: epath.Path) -> None:
+    """Raises InputError naming each leaf that is missing, unknown, of another shape or dtype."""
+    stored = {path: described for path, (described, _) in stored.items()}
+    wanted = {path: describe(leaf) for path, leaf in wanted.items()}
+    faults = [
+        f"{path} is stored as {stored.get(path, 'nothing')}, wanted {wanted.get(path, 'nothing')}"
+        for path in sorted({**stored, **wanted})
+        if stored.get(path) != wanted.get(path)
+    ]
+    if faults:
+        raise InputError(f"{where} does not fit this config: {'; '.join(faults)}")

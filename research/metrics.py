@@ -86,7 +86,7 @@ class Writer:
             # purge_step hides what is redone; two starts in one second would share a file name.
             purge, suffix = resume_step and resume_step + 1, f".{resume_step}"
             self._tensorboard = SummaryWriter(folder, purge_step=purge, filename_suffix=suffix)
-            self._closing.callback(self._tensorboard.close)
+            self._closing.callback(self._close_tensorboard)
         if wandb is not None:
             init = importlib.import_module("wandb").init
             self._wandb = init(project=wandb, name=self.workdir.name, dir=folder, config=config)
@@ -112,7 +112,7 @@ class Writer:
         bad = [name for name, number in numbers.items() if not math.isfinite(number)]
         line = {"step": step, "split": split} | numbers | dict.fromkeys(bad)
         self._append(json.dumps(line | ({"nonfinite": bad} if bad else {})) + "\n")
-        if self._tensorboard:
+        if self._tensorboard_lives():
             for name, number in numbers.items():
                 self._tensorboard.add_scalar(f"{split}/{name}", number, step)
         if self._wandb:
@@ -121,7 +121,8 @@ class Writer:
         if self._bar and split == "train":
             self._bar.update(self._task, completed=step, text=text, refresh=True)
         else:
-            print(text, flush=True)  # above the bar, where there is one
+            with contextlib.suppress(OSError):  # a full disk behind stdout
+                print(text, flush=True)  # above the bar, where there is one
 
     def flush(self) -> None:
         """Copies the files to a remote workdir; TensorBoard's last numbers may follow later."""
@@ -130,11 +131,30 @@ class Writer:
         if not self._lines.closed:
             self._append("")
         with self._tolerant():
-            if self._tensorboard:
+            if self._tensorboard_lives():
                 self._tensorboard.flush()
             files = self._local.iterdir() if self._local != self.workdir else ()
             for path in (path for path in files if path.is_file()):
                 path.copy(self.workdir / path.name, overwrite=True)
+
+    def _tensorboard_lives(self) -> bool:
+        """tensorboardX's thread dies of its first OSError, and then all who write to it wait for
+        ever. metrics.jsonl has every number; TensorBoard misses those until the next start."""
+        if self._tensorboard is None:
+            return False
+        writer = getattr(self._tensorboard.file_writer, "event_writer", None)
+        worker = getattr(writer, "_worker", None)
+        if worker is None or worker.is_alive():
+            return True
+        self._tensorboard = None
+        with contextlib.suppress(OSError):
+            text = "anneal: TensorBoard cannot be written, and is left out until the next start"
+            print(text, file=sys.stderr, flush=True)
+        return False
+
+    def _close_tensorboard(self) -> None:
+        if self._tensorboard_lives():
+            self._tensorboard.close()
 
     def _append(self, line: str) -> None:
         self._waiting += line.encode()
@@ -162,9 +182,19 @@ class Writer:
 
 
 def read(path: epath.PathLike) -> list[dict]:
-    """Returns the lines of a metrics.jsonl; a half-written one, from a kill, is left out."""
-    lines = epath.Path(path).read_text().splitlines()
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    """Returns the lines of a metrics.jsonl. A half-written last one, from a kill, is left out, and
+    so is a damaged one, with a warning."""
+    lines, found = epath.Path(path).read_bytes().splitlines(), []
+    for number, text in enumerate(lines, start=1):
+        try:
+            line = json.loads(text)
+            if not isinstance(line["step"], int):
+                raise ValueError("no step")
+            found.append(line)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            if number < len(lines) or text.endswith(b"}"):
+                print(f"anneal: {path}:{number} is damaged and left out", file=sys.stderr)
+    return found
 
 
 def truncate(path: epath.PathLike, step: int) -> None:

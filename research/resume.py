@@ -12,6 +12,7 @@ from research.arguments import InputError, RunError, nearest
 from research.checkpoint import Checkpoints
 from research.data.source import Source
 from research.manifest import DamagedError
+from research.saver import Saver
 from research.step import TrainState
 
 
@@ -53,6 +54,8 @@ def refuse(
             )
     signing.check_keys(config.checkpoint.sign, config.checkpoint.verify)
     if not start:
+        if (workdir.epath.Path(folder) / "metrics.jsonl").exists():
+            hosts.warn(f"{folder} has metrics but no checkpoint: starting afresh, from step 0")
         return
     allowed = {key.removeprefix("config.") for key in allow_drift}
     stored = checkpoints.notes(start)["extra"]
@@ -75,17 +78,20 @@ def refuse(
         )
 
 
-def restore(run: build.Run, checkpoints: Checkpoints, start: int) -> tuple[int, TrainState]:
-    """Returns step and state of the newest checkpoint up to `start` whose arrays are what was
-    saved; 0 and a new state if `start` is 0. Raises DamagedError when none is sound."""
-    while start:
+def restore(
+    run: build.Run, checkpoints: Checkpoints, step: int | None, **which: int | None
+) -> tuple[int, TrainState | None]:
+    """Returns step and state of the newest checkpoint up to `step` whose arrays are what was saved,
+    of those that `which` admits (arguments of `newest`); 0 and None if there is none. Raises
+    DamagedError when none is sound, StoreError when one cannot be read."""
+    while step:
         try:
-            return start, checkpoints.restore(start, run.abstract)
+            return step, checkpoints.restore(step, run.abstract)
         except DamagedError as error:
             hosts.warn(f"damaged checkpoint: {error}; it is set aside")
-            checkpoints.set_aside(start)
-            start = checkpoints.newest(set_aside=True)
-    return 0, build.init(run)
+            checkpoints.set_aside(step)
+            step = checkpoints.newest(set_aside=True, **which)
+    return 0, None
 
 
 def is_lost(run: build.Run, streak: int) -> bool:
@@ -94,9 +100,7 @@ def is_lost(run: build.Run, streak: int) -> bool:
     return after is not None and streak >= after
 
 
-def roll_back(
-    run: build.Run, checkpoints: Checkpoints, step: int, streak: int, again: int
-) -> TrainState:
+def roll_back(run: build.Run, saver: Saver, step: int, streak: int, again: int) -> TrainState:
     """Returns the state of the last good checkpoint, moved on to `step`: the batches in between
     are skipped. Good is one after which an update still counted; of those, one that was saved at
     the cadence, so that a run that was preempted meanwhile goes the same way.
@@ -107,18 +111,19 @@ def roll_back(
     what = f"{streak} updates in a row were refused (steps {first} to {step})"
     if again:
         raise LostError(f"{what}, after a rollback too; lower the learning rate, look at the data")
-    checkpoints.wait()
-    good = checkpoints.newest(before=first - 1, every=run.config.checkpoint.every)
-    if good is None:
+    saver.settle()
+    which = {"before": first - 1, "every": run.config.checkpoint.every}
+    newest = saver.checkpoints.newest(set_aside=True, **which)
+    good, state = restore(run, saver.checkpoints, newest, **which)
+    if state is None:
         raise LostError(
             f"{what}, and no checkpoint is older; lower the learning rate, look at the data, or "
             "save more often (config.checkpoint.every)"
         )
     hosts.say(f"{what}: going back to the state of step {good}, and on with step {step + 1}")
-    state = checkpoints.restore(good, run.abstract)
 
     def move(state: TrainState) -> TrainState:
-        guard = state.guard._replace(rolled_back=jnp.int32(1))
+        guard = state.guard._replace(streak=jnp.int32(0), rolled_back=jnp.int32(1))
         return state._replace(step=jnp.int32(step), guard=guard)
 
     where = jax.tree.map(lambda leaf: leaf.sharding, run.abstract)

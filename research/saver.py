@@ -7,8 +7,8 @@
 
 A save that fails (full disk, lost permission, a store that is away) is tried again after some
 seconds, then after twice as long, and said each time. Three intervals in a row without a checkpoint
-end the run. One that is slower than the interval is waited for, said and counted: nothing queues,
-and no more than an interval is ever at stake.
+end the run. One that is slower than the interval is waited for, said and counted: nothing queues.
+At stake is what came since the last save that is on disk: an interval and the time of a save.
 """
 
 import time
@@ -73,9 +73,8 @@ class Saver:
         """Begins to save; what fails is tried again."""
         try:
             self._begin(step, state, numbers, extra, good)
-        except NonFiniteError as error:
-            hosts.say(str(error))  # the guard has to mend the state, not the storage
-            self._owed = False
+        except NonFiniteError as error:  # a later state may be finite again: the guard goes back
+            self._fail(error)
 
     def finish(self, step: int, state: Any, numbers: dict, extra: dict, good: bool = True) -> None:
         """Saves this step and waits for it. Raises StorageError after three failed tries, and
@@ -83,11 +82,15 @@ class Saver:
         for attempt in range(MISSES):
             if attempt:
                 time.sleep(RETRY * 2 ** (attempt - 1))
-            if self._pending:
-                self._collect()
+            self.settle()
             if self._begin(step, state, numbers, extra, good) and self._collect():
                 return
         raise StorageError(f"the last checkpoint could not be written; {self._reason}")
+
+    def settle(self) -> None:
+        """Waits for the save under way, if there is one, and takes its result."""
+        if self._pending:
+            self._collect()
 
     def _begin(self, *arguments: Any) -> bool:
         try:
@@ -104,14 +107,14 @@ class Saver:
         try:
             self.checkpoints.wait()
         except OSError as error:
-            self._owed = True
             self._fail(error)
             return False
         self._misses, self._wait, self._not_before = 0, RETRY, 0.0
         return True
 
-    def _fail(self, error: OSError) -> None:
+    def _fail(self, error: Exception) -> None:
         self.failed += 1
+        self._owed = True
         self._reason = str(error)
         self._not_before = time.monotonic() + self._wait
         self._wait *= 2

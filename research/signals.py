@@ -1,9 +1,10 @@
 """SIGTERM and SIGINT: the run saves after the step under way, on every host after the same one."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from research import hosts
 
@@ -19,10 +20,9 @@ def catch_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         received.append(number)
-        print(
-            f"{signal.Signals(number).name}: saving after this step (again: stop at once)",
-            flush=True,
-        )
+        text = f"{signal.Signals(number).name}: saving after this step (again: stop at once)\n"
+        with suppress(OSError):
+            os.write(1, text.encode())  # not print: it may be what was interrupted
 
     stopping = hosts.Signal(lambda: bool(received))
     if threading.current_thread() is not threading.main_thread():  # a notebook's worker, say

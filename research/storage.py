@@ -9,6 +9,7 @@ gs:// goes through research/gcs.py, whose failures are StoreErrors.
 import os
 
 import fsspec
+from etils import epath
 
 from research.arguments import RunError
 
@@ -43,3 +44,18 @@ def create(path: os.PathLike | str, data: bytes) -> None:
     In a store that is one request, where open(path, "xb") would be several."""
     files, name = fsspec.url_to_fs(os.fspath(path))
     files.pipe_file(name, data, mode="create")
+
+
+def move_aside(path: epath.Path, ending: str, first: str) -> None:
+    """Renames a folder to NAME + ending (or that and a number, where it is taken). A store cannot:
+    there it is copied file by file, after removing the file `first`, by which others know it."""
+    number, target = 1, path.with_name(path.name + ending)
+    while target.exists():
+        number, target = number + 1, path.with_name(f"{path.name}{ending}.{number}")
+    if not is_remote(path):
+        path.rename(target)
+        return
+    (path / first).unlink(missing_ok=True)
+    for name in find(path):
+        (path / name).copy(target / name)
+    path.rmtree()

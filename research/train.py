@@ -75,6 +75,7 @@ def train(
             return Result(start, False, {})
         hosts.say(build.describe(run))
         start, state = restore(run, checkpoints, start)
+        state = build.init(run) if state is None else state
         done = f"going on after step {start} of {config.steps}"
         hosts.say(done if start else f"training in {folder}")
 
@@ -85,19 +86,22 @@ def train(
         with open_writer(run, path, start) as writer, closing(Stopwatch()) as watch:
             workdir.write_config(path, config, run.source.tokenizer)
             log, saver = Log(run, writer, watch), Saver(checkpoints, config.checkpoint.every)
-            streak, again, ends = int(state.guard.streak), int(state.guard.rolled_back), False
+            streak, again = int(state.guard.streak), int(state.guard.rolled_back)
+            ends = tracing = False
             while not ends:
                 if is_lost(run, streak):
-                    state = roll_back(run, checkpoints, start, streak, again)
+                    state = roll_back(run, saver, start, streak, again)
                 with closing(build.batches(run, run.source, start)) as batches:
                     for step, batch in enumerate(watch.inputs(batches), start + 1):
                         watchdog.beat()
-                        if profile and step == profile[0]:
+                        if profile and step == profile[0] and not tracing:
                             jax.profiler.start_trace(str(path / "profile"))
+                            tracing = True
                         state, metrics = train_step(state, batch)
-                        if profile and step == profile[1]:
+                        if tracing and step == profile[1]:
                             jax.block_until_ready(metrics)
                             jax.profiler.stop_trace()
+                            profile, tracing = None, False  # a rollback may come by here again
                         watch.dispatched(metrics["loss"])
                         log.add(step, metrics)
                         if is_lost(run, log.streak):  # since the step before: this one is undone
@@ -127,7 +131,11 @@ def train(
                             with watch.pause("save"):
                                 writer.flush()
                                 save = saver.finish if ends else saver.save
-                                save(step, state, numbers, notes(run), log.streak == 0)
+                                # What a signal or a retry saves must not crowd out the cadence,
+                                # to which a rollback goes back.
+                                on_time = saver.is_due(step) or config.checkpoint.every is None
+                                good = on_time and log.streak == 0
+                                save(step, state, numbers, notes(run), good)
                         log.extra = saver.counts()
                         if ends:
                             break
@@ -139,10 +147,13 @@ def train(
 
 
 def draw(folder: str) -> None:
-    """Draws the loss curve on the first process."""
+    """Draws the loss curve on the first process; all is saved, so a failure is only said."""
     path = workdir.epath.Path(folder)
-    if jax.process_index() == 0 and (path / "metrics.jsonl").exists():
-        hosts.say(draw_loss(path / "metrics.jsonl", path / "loss.png"))
+    try:
+        if jax.process_index() == 0 and (path / "metrics.jsonl").exists():
+            hosts.say(draw_loss(path / "metrics.jsonl", path / "loss.png"))
+    except Exception as error:
+        hosts.warn(f"no loss.png: {type(error).__name__}: {error}")
 
 
 def is_due(step: int, every: int | None) -> bool:

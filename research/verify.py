@@ -49,16 +49,17 @@ def verify(folder: str, public_key: str | None = None) -> Report:
     with Checkpoints(path / "checkpoints", verify=public_key) as checkpoints:
         for step in checkpoints.steps():
             look(f"checkpoint {step}", lambda: _checkpoint(checkpoints, step))  # noqa: B023
-        for aside in sorted(checkpoints.folder.glob("*.damaged*")):
-            lines.append(f"{aside.name}: was set aside")
+        for name in checkpoints.others():
+            lines.append(f"{name}: no checkpoint; set aside, unfinished or foreign")
         if not checkpoints.steps():
             lines.append("no checkpoint")
+            sound &= not checkpoints.others()
     return Report(lines, sound)
 
 
 def _metrics(path: workdir.epath.Path) -> str:
     found = metrics.read(path)
-    steps = [line["step"] for line in found if line["split"] == "train"]
+    steps = [line["step"] for line in found if line.get("split") == "train"]
     if steps != sorted(set(steps)):
         raise ValueError("its steps are not in order, each once")
     return f"sound, {len(found)} lines"

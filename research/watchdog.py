@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -51,21 +52,27 @@ class Watchdog:
         while not self._stop.wait(min(self.seconds / 10, 10.0)):
             quiet = time.monotonic() - self._last
             if quiet < self.seconds:
-                left = 1.5 * self.seconds - quiet
-                faulthandler.dump_traceback_later(left, exit=True, file=sys.__stderr__)
+                with suppress(Exception):  # stderr may be closed
+                    left = 1.5 * self.seconds - quiet
+                    faulthandler.dump_traceback_later(left, exit=True, file=sys.__stderr__)
                 continue
             message = f"anneal: no step for {quiet:.0f} s (config.guard.hang_after); all stacks:"
+            # A disk that hangs may be the reason, so what writes is not waited for any longer.
+            for write in (self._print, self._write):
+                thread = threading.Thread(target=write, args=(message,), daemon=True)
+                thread.start()
+                thread.join(timeout=5)
+            os._exit(HUNG)
+
+    def _print(self, message: str) -> None:
+        with suppress(Exception):
             print(message, file=sys.__stderr__, flush=True)
             faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
-            self._write(message)
-            os._exit(HUNG)
 
     def _write(self, message: str) -> None:
         if self.folder is None or "://" in str(self.folder):
             return
-        try:
+        with suppress(Exception):
             with open(Path(self.folder, f"stacks-{os.getpid()}.txt"), "w") as file:
                 print(message, file=file, flush=True)
                 faulthandler.dump_traceback(file=file, all_threads=True)
-        except OSError:
-            pass  # a hanging or full disk may be the reason why we are here

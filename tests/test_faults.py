@@ -542,3 +542,94 @@ def test_a_restore_changes_no_byte_on_disk(copied, record_property):
         checkpoints.restore(checkpoints.newest(set_aside=True), run.abstract)
     assert bytes_of(copied) == before
     record_property("observed", f"{len(before)} files unchanged")
+
+
+# What a failure must not be mistaken for, or lead to.
+
+
+def test_a_device_or_disk_that_fails_at_a_restore_condemns_no_checkpoint(text, copied, monkeypatch):
+    from research import checkpoint as checkpoint_lib
+    from research.storage import StoreError
+
+    real = checkpoint_lib.ocp.AsyncCheckpointer.restore
+
+    def no_room(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    def no_answer(*_, **__):
+        raise OSError("[Errno 5] Input/output error")
+
+    shutil.rmtree(copied / "checkpoints" / "24")
+    for fails, kind in ((no_room, RunError), (no_answer, StoreError)):
+        monkeypatch.setattr(checkpoint_lib.ocp.AsyncCheckpointer, "restore", fails)
+        with pytest.raises(kind):
+            train(load(text), str(copied))
+    monkeypatch.setattr(checkpoint_lib.ocp.AsyncCheckpointer, "restore", real)
+    assert {p.name for p in (copied / "checkpoints").iterdir()} == {"16", "20"}
+    assert train(load(text), str(copied)).step == 24
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("log", ["read", "to a closed pipe"])
+def test_neither_tensorboard_nor_stdout_on_a_full_disk_ends_a_training(text, tmp_path, log):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(disk)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        process = start(text, disk / "run", "config.log.tensorboard=True", "config.log.every=1",
+                        "config.steps=400", "config.checkpoint.every=200")  # fmt: skip
+        until(lambda: (disk / "run" / "metrics.jsonl").exists(), process)
+        with open(disk / "filler", "wb", buffering=0) as filler:
+            try:
+                while filler.write(bytes(4096)):
+                    pass
+            except OSError:
+                pass
+        if log == "to a closed pipe":
+            process.stdout.close()
+        time.sleep(3)
+        (disk / "filler").unlink()
+        if log == "to a closed pipe":
+            process.wait(120)
+        else:
+            process.communicate(timeout=120)
+        assert process.returncode == 0
+        steps = [n["step"] for n in numbers(disk / "run") if n["split"] == "train"]
+        assert steps == list(range(1, 401))  # no line lost, none twice
+        assert committed(disk / "run") == 400
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_streak_that_a_checkpoint_holds_does_not_outlive_a_rollback(text, tmp_path):
+    bad = ["config.data.bad=(7,8,10,11,12,13)", "config.guard.rollback_after=3",
+           "config.checkpoint.every=2", "config.checkpoint.keep=9"]  # fmt: skip
+    assert train(load(text, *bad), str(tmp_path)).step == 24
+
+
+def test_a_preemption_before_a_rollback_changes_nothing(text, tmp_path):
+    """With the default of two kept, what the signal saved must not crowd out what the uncut run
+    goes back to."""
+    bad = [
+        "config.data.bad=(13,14,15)",
+        "config.guard.rollback_after=3",
+        "config.checkpoint.keep=2",
+    ]
+    train(load(text, *bad), str(tmp_path / "a"))
+    for cut in (9, 10):
+        train(load(text, *bad), str(tmp_path / "b"), stop_after=cut)
+    train(load(text, *bad), str(tmp_path / "b"))
+    assert numbers(tmp_path / "a") == numbers(tmp_path / "b")
+    assert leaves(tmp_path / "a", 24) == leaves(tmp_path / "b", 24)
+
+
+def test_damaged_metrics_are_left_out_and_named(text, whole, copied, capfd):
+    shutil.rmtree(copied / "checkpoints" / "24")
+    path = copied / "metrics.jsonl"
+    rows = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(rows[0] + b'{"step": 4, "lo\x00ss": 3}x\n' + b"".join(rows[2:]))
+    assert train(load(text), str(copied)).step == 24
+    assert "metrics.jsonl:2 is damaged and left out" in capfd.readouterr().err
+    assert [n for n in numbers(whole) if n["step"] != 4] == numbers(copied)

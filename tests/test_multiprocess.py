@@ -219,3 +219,81 @@ def test_a_slow_host_is_named(job, tmp_path, monkeypatch, record_property):
     said = [line for line in two.logs[0].read_text().splitlines() if "is slow" in line]
     assert said and all("host 1 is slow" in line for line in said), two.log()
     record_property("observed", said[0])
+
+
+FAILING = """
+import sys, jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+from research import checkpoint, hosts, manifest, saver
+hosts.join()
+saver.RETRY = 0.0
+folder, where = sys.argv[1:]
+mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+make = jax.jit(lambda x: jnp.arange(64.0) + x, out_shardings=NamedSharding(mesh, P("data")))
+checkpoints = checkpoint.Checkpoints(folder, keep=9)
+keeper, host = saver.Saver(checkpoints, every=2), jax.process_index()
+if where == "manifest":  # on the first process only, which alone writes it
+    write = manifest.write
+    def fails(to, content):
+        if content["step"] in (4, 5):
+            raise OSError("No space left on device")
+        write(to, content)
+    manifest.write = fails
+elif where == "folder":  # looked at by the first one for all
+    place = checkpoints._make_place
+    def fails(step):
+        if step in (4, 5):
+            raise OSError("No space left on device")
+        return place(step)
+    checkpoints._make_place = fails
+else:
+    save = checkpoints._orbax.save
+    def fails(to, **options):
+        if int(to.name) == 4 and host == int(where):
+            raise OSError("No space left on device")
+        save(to, **options)
+    checkpoints._orbax.save = fails
+try:
+    for step in range(1, 11):
+        state = {"params": {"w": make(step)}}
+        jax.block_until_ready(state)
+        if keeper.wants(step):
+            keeper.save(step, state, {}, {})
+    keeper.finish(11, state, {}, {})
+    print("ended", checkpoints.steps(), keeper.failed, flush=True)
+except hosts.PeerError as error:
+    print("ended", error, flush=True)
+import os; os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("where", ["folder", "manifest", "0", "1"])
+def test_storage_that_fails_is_handled_alike_on_all_processes(tmp_path, where):
+    """What the first process finds out is tried again by all. What fails on one only ends it, and
+    so the run: the others wait for it where there is no way back."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for index in range(2):
+        env = os.environ | dict(JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="1")
+        env |= dict(JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}", JAX_NUM_PROCESSES="2")
+        env |= dict(JAX_PROCESS_ID=str(index))
+        command = [sys.executable, "-c", FAILING, str(tmp_path / "checkpoints"), where]
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        processes.append(subprocess.Popen(command, env=env, **pipes))
+    try:
+        if where.isdecimal():
+            told = processes[int(where)].communicate(timeout=100)[0]
+            assert "ended" in told and "No space left on device; start again" in told
+            return
+        outputs = [process.communicate(timeout=100)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    told = [[line for line in o.splitlines() if line.startswith("ended")] for o in outputs]
+    assert told[0] and told[0] == told[1], outputs
+    failed = {"folder": 2, "manifest": 1}[where]
+    assert f"ended [2, 6, 8, 10, 11] {failed}" in told[0][0]
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["10", "11", "2", "6", "8"]

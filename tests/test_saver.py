@@ -129,11 +129,58 @@ def test_weights_that_are_not_finite_are_never_committed(tmp_path, capsys):
         assert saver.wants(1)
         saver.save(1, bad, {}, {})
         assert "step 1 is not saved: params/w is not finite" in capsys.readouterr().out
+        saver = Saver(checkpoints, every=1)
         with pytest.raises(NonFiniteError, match="params/w"):
             saver.finish(2, bad, {}, {})
         bad["params"]["w"] = jnp.ones(2)  # an infinity in the optimizer may be meant
         saver.finish(3, bad, {}, {})
         assert checkpoints.steps() == [3]
+
+
+def test_weights_that_stay_non_finite_end_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(saver_lib, "RETRY", 0.0)
+    with Checkpoints(tmp_path) as checkpoints:
+        saver = Saver(checkpoints, every=1)
+        with pytest.raises(StorageError, match="intervals passed .* params/w is not finite"):
+            for step in range(1, 9):
+                if saver.wants(step):
+                    saver.save(step, {"params": {"w": jnp.array([jnp.nan])}}, {}, {})
+        assert saver.counts()["time/saves_failed"] >= 3
+
+
+def test_an_old_step_that_cannot_be_deleted_costs_no_save(tmp_path, monkeypatch, capsys):
+    state = {"params": {"w": jnp.ones(3)}}
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, state)
+        checkpoints.wait()
+
+        def refuse(*_, **__):
+            raise OSError("Device or resource busy")
+
+        monkeypatch.setattr(type(checkpoints.folder), "rename", refuse)
+        monkeypatch.setattr(type(checkpoints.folder), "rmtree", refuse)
+        checkpoints._prune()  # nothing to do yet
+        checkpoints.keep = 1
+        monkeypatch.undo()
+        checkpoints.save(2, state)
+        checkpoints._saving.result()  # committed
+        monkeypatch.setattr(type(checkpoints.folder), "rename", refuse)
+        checkpoints.wait()
+        monkeypatch.undo()
+        checkpoints.save(3, state)
+        checkpoints.wait()
+        assert checkpoints.steps() == [3]
+    assert "cannot be deleted: Device or resource busy" in capsys.readouterr().err
+
+
+def test_a_foreign_folder_of_the_name_of_a_step_is_set_aside(tmp_path):
+    (tmp_path / "3").mkdir()
+    (tmp_path / "3" / "mine.txt").write_text("x")
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, {"params": {"w": jnp.ones(3)}})
+        checkpoints.wait()
+        assert checkpoints.newest() == 3
+    assert (tmp_path / "3.damaged" / "mine.txt").read_text() == "x"
 
 
 FULL = """
