@@ -30,8 +30,8 @@ from research.storage import StoreError, is_remote
 COMMITTED = "commit_success.txt"  # written last
 UNFINISHED = (".orbax-checkpoint-tmp", ".deleted")
 DAMAGED = ".damaged"
-# What must be finite to be worth keeping; an optimizer may hold an infinity on purpose.
-WEIGHTS = ("params", "model_state", "ema")
+OURS = (*UNFINISHED, DAMAGED)
+WEIGHTS = ("params", "model_state", "ema")  # an optimizer may hold an infinity on purpose
 
 
 class NonFiniteError(RunError):
@@ -242,8 +242,7 @@ class Checkpoints:
 
         def find() -> list:
             found, faults = None, []
-            known = (*UNFINISHED, DAMAGED)
-            if foreign := [n for n in self.others() if not any(k in n for k in known)]:
+            if foreign := [n for n in self.others() if not any(k in n for k in OURS)]:
                 hosts.warn(f"{', '.join(foreign)} in {self.folder} are not checkpoints; left alone")
             steps = [step for step in self._steps() if before is None or step < before]
             for step in reversed([s for s in steps if every and s % every == 0] or steps):
