@@ -30,7 +30,7 @@ from research.storage import StoreError, is_remote
 COMMITTED = "commit_success.txt"  # written last
 UNFINISHED = (".orbax-checkpoint-tmp", ".deleted")
 DAMAGED = ".damaged"
-OURS = (*UNFINISHED, DAMAGED)
+OURS, PROBE = (*UNFINISHED, DAMAGED), f"probe{UNFINISHED[0]}"
 WEIGHTS = ("params", "model_state", "ema")  # an optimizer may hold an infinity on purpose
 
 
@@ -44,8 +44,7 @@ class Checkpoints:
     Kept are the newest `keep` (at least 1), every step divisible by `keep_every`, and the best by a
     metric, as in ("loss", "min"). A step without that number, or with NaN, is never the best.
     `sign` and `verify` are PEM files of a private and a public key: each manifest is signed, and
-    one without its signature is refused. Until something is saved or set aside nothing in the
-    folder changes, so one may evaluate what another run is still writing.
+    one without its signature is refused. Until a step is saved or set aside nothing changes.
     """
 
     def __init__(
@@ -128,16 +127,17 @@ class Checkpoints:
         self._saving = self._pool.submit(self._orbax.wait_until_finished)
 
     def _make_place(self, step: int) -> bool:
-        """Whether to save a step: False if it is there. What else has its name is set aside."""
+        """Whether to save a step: False if it is there. What else has its name is set aside, and a
+        storage that takes nothing is found out, by one process for all."""
         if step in self._steps():
             return False
         if (self.folder / str(step)).exists():
             self._set_aside(step)
-        # Found out by one for all: a storage that takes nothing.
-        probe = self.folder / f"probe{UNFINISHED[0]}"
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(bytes(1 << 16))
-        probe.unlink()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            (self.folder / PROBE).write_bytes(bytes(1 << 16))
+        finally:
+            self._delete(self.folder / PROBE, is_step=False)
         return True
 
     def _seal(self) -> None:
