@@ -62,7 +62,16 @@ def main() -> int:
     collector = Collector()
     chosen = "fault and not slow" if arguments.quick else "fault"
     with (RESULTS / "log.txt").open("w") as log, contextlib.redirect_stdout(log):
-        command = ["tests", "-m", chosen, "-v", "-p", "no:cacheprovider", "--tb=short"]
+        command = [
+            "tests",
+            "-m",
+            chosen,
+            "-v",
+            "--no-header",
+            "-p",
+            "no:cacheprovider",
+            "--tb=short",
+        ]
         command += ["-k", arguments.only] if arguments.only else []
         pytest.main(command, plugins=[collector])
     table, kept = RESULTS / "table.md", {}
