@@ -1,7 +1,7 @@
 """Functions that configs share: each returns a part of a config."""
 
 # Gains, biases and learned positions are not decayed.
-NO_DECAY = ((r"bias$", 0.0), (r"scale$", 0.0), (r"positions$", 0.0))
+NO_DECAY = ((r"(bias|scale|positions)$", 0.0),)
 
 
 def adamw(

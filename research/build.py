@@ -6,6 +6,7 @@ with jax.set_mesh(run.mesh):
     state, metrics = jax.jit(run.train_step)(state, put(run, next(run.source.batches())))
 """
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -14,11 +15,11 @@ import ml_collections
 import numpy as np
 import optax
 
-from research import flops, lookup, sharding, tree
+from research import flops, hosts, lookup, optim, sharding, tree
 from research.arguments import InputError
 from research.data.source import Source, prefetch
 from research.gradients import plain
-from research.models.functional import Model
+from research.models.functional import Model, freeze, narrow
 from research.step import TrainState, init_state, make_eval_step, make_train_step
 from research.tasks import Task
 
@@ -57,13 +58,13 @@ def build(
     model = lookup.find("models", config.model.name)(
         **arguments(config.model), precision=config.precision
     )
+    if config.precision == "bf16_params":
+        model = narrow(model)
+    if config.freeze:
+        model = freeze(model, config.freeze)
     task = lookup.find("tasks", config.task.name)(**arguments(config.task))
-    tx = optax.named_chain(
-        *(
-            (name, lookup.find("optim", name, optax)(**arguments(config.optim[name])))
-            for name in config.optim.chain
-        )
-    )
+    parts = [(name, make_part(name, arguments(config.optim[name]))) for name in config.optim.chain]
+    tx = optim.chain(parts, config.optim.state_dtype)
 
     def loss(variables: dict, batch: dict, key: jax.Array) -> tuple:
         return task.loss(model, variables, batch, key, True)
@@ -72,13 +73,11 @@ def build(
     for name in config.gradients.chain:
         grad_fn = lookup.find("gradients", name)(grad_fn, **arguments(config.gradients[name]))
 
-    shapes = jax.eval_shape(
-        lambda: init_state(model.init(jax.random.key(0)), tx, config.ema, config.guard.window)
-    )
-    placed, notes = sharding.param_shardings(
-        mesh, model.axes, shapes.params, tuple(config.mesh.replicate)
-    )
-    params = sharding.with_shardings(shapes.params, placed)
+    shapes = jax.eval_shape(lambda: new_state(config, model, tx, jax.random.key(0)))
+    params = tree.merge(shapes.params, shapes.frozen.get("params", {}))
+    check_rules(config, shapes.params, params)
+    placed, notes = sharding.param_shardings(mesh, model.axes, params, tuple(config.mesh.replicate))
+    params = sharding.with_shardings(params, placed)
     shardings, more = sharding.state_shardings(mesh, shapes, params)
     run = Run(
         config=config,
@@ -92,6 +91,7 @@ def build(
             tx,
             seed=config.seed,
             ema=config.ema,
+            swa=None if config.swa.start is None else (config.swa.start, config.swa.every),
             spike=config.guard.spike,
             refuse_spikes=config.guard.refuse_spikes,
         ),
@@ -105,6 +105,49 @@ def build(
         with jax.set_mesh(mesh):
             jax.eval_shape(run.train_step, run.abstract, source.spec)
     return run
+
+
+def make_part(name: str, options: dict[str, Any]) -> optax.GradientTransformation:
+    """Returns a part of an optimizer: ours, or optax's, applied to each layer where it looks at
+    norms or matrices."""
+    make = lookup.find("optim", name, optax)
+    return optim.layerwise(make(**options)) if name in optim.NORMWISE else make(**options)
+
+
+def new_state(
+    config: ml_collections.FrozenConfigDict,
+    model: Model,
+    tx: optax.GradientTransformation,
+    key: jax.Array,
+) -> TrainState:
+    """Returns the state of step 0."""
+    grad_state = {}
+    for name in config.gradients.chain:
+        init = lookup.find("gradients", name, function="init")
+        if init is not None:
+            grad_state[name] = init(**arguments(config.gradients[name]))
+    average = kept(config) == "ema"
+    return init_state(model.init(key), tx, average, config.guard.window, grad_state)
+
+
+def check_rules(config: ml_collections.FrozenConfigDict, trained: dict, params: dict) -> None:
+    """Says which rule of the optimizer matches no parameter, and raises InputError for one that
+    would change frozen parameters only."""
+    paths = lambda tree_: [  # noqa: E731
+        name
+        for path, leaf in tree.flatten(tree_).items()
+        for name in tree.unrolled_paths(path, leaf)
+    ]
+    trained, params = paths(trained), paths(params)
+    for name in config.optim.chain:
+        for pattern, value in config.optim[name].get("rules") or ():
+            if any(re.search(pattern, path) for path in trained):
+                continue
+            what = f"config.optim.{name}.rules: {pattern!r} matches"
+            if not any(re.search(pattern, path) for path in params):
+                hosts.warn(f"{what} no parameter")
+            elif value:
+                raise InputError(f"{what} frozen parameters only (config.freeze); drop one of them")
 
 
 def arguments(section: ml_collections.FrozenConfigDict) -> dict[str, Any]:
@@ -141,8 +184,7 @@ def init(run: Run) -> TrainState:
     """Returns the state of step 0, made in place on the mesh, the same on any mesh."""
 
     def make(seed: jax.Array) -> TrainState:
-        variables = run.model.init(jax.random.key(seed))
-        return init_state(variables, run.tx, run.config.ema, run.config.guard.window)
+        return new_state(run.config, run.model, run.tx, jax.random.key(seed))
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, run.abstract)
     with jax.set_mesh(run.mesh):
@@ -176,6 +218,11 @@ def jit_train_step(run: Run, donate: bool = True) -> Callable:
     )
 
 
+def kept(config: ml_collections.FrozenConfigDict) -> str:
+    """Returns the kind of weights that a run is judged by: "ema" where it keeps an average."""
+    return "raw" if config.ema is None and config.swa.start is None else "ema"
+
+
 def weights(state: TrainState, kind: str) -> dict:
     """Returns `variables` for the model: "raw" or "ema" weights."""
     chosen = {"params": state.params, "model_state": state.model_state}
@@ -207,6 +254,9 @@ def describe(run: Run) -> str:
     ]
     total = sum(leaf.size for leaf in jax.tree.leaves(run.abstract.params))
     rows.append(("total", "", f"{total:,}", ""))
+    frozen = sum(leaf.size for leaf in jax.tree.leaves(run.abstract.frozen))
+    if frozen:
+        rows.append(("frozen", "", f"{frozen:,}", ""))
     width = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [
         f"{path:{width[0]}}  {shape:{width[1]}}  {count:>{width[2]}}  {spec}"

@@ -23,8 +23,10 @@ from research.arguments import (
     Count,
     InputError,
     Positive,
+    Precision,
     Rate,
     Seed,
+    Size,
     Text,
     check,
     complete,
@@ -63,15 +65,23 @@ def top(
     optim: dict,
     gradients: dict | None = None,
     seed: Seed = 0,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Precision = "fp32",
+    freeze: tuple = (),
     ema: Rate | None = None,
+    swa: dict | None = None,
     mesh: dict | None = None,
     eval: dict | None = None,
     checkpoint: dict | None = None,
     guard: dict | None = None,
     log: dict | None = None,
 ) -> None:
-    """The top level. `steps` = global batches; `batch` = examples in one, over all devices."""
+    """The top level. `steps` = global batches; `batch` = examples in one, over all devices;
+    `freeze` = regexes over paths of parameters that stay as they are; `ema` = decay of an average
+    of the weights."""
+
+
+def swa(start: Size | None = None, every: Count = 1) -> None:
+    """Stochastic weight averaging: equal weights from step `start` (None: off) at every n-th."""
 
 
 def mesh(
@@ -122,7 +132,9 @@ def log(every: Count = 10, tensorboard: bool = True, wandb: str | None = None) -
     """Steps between lines of metrics.jsonl; `wandb` names a Weights & Biases project."""
 
 
-FIXED = {"mesh": mesh, "eval": eval, "checkpoint": checkpoint, "guard": guard, "log": log}
+FIXED = {
+    "mesh": mesh, "eval": eval, "checkpoint": checkpoint, "guard": guard, "log": log, "swa": swa
+}  # fmt: skip
 
 
 def load(spec: str, overrides: Iterable[str] = ()) -> ml_collections.FrozenConfigDict:
@@ -193,8 +205,17 @@ def _resolve(values: dict) -> dict:
         name = check(section.pop("name"), str, f"config.{key}.name")
         make = lookup.find(folder, name)
         config[key] = {"name": name} | complete(make, section, f"config.{key}", SUPPLIED[key])
+    # What None in an optimizer's part stands for: a schedule spans the run, muP knows the model.
+    model = config["model"]
+    known = {"steps": config["steps"]} | {k: model.get(k) for k in ("width", "base_width")}
     for key, folder in CHAINS.items():
-        config[key] = _resolve_chain(key, folder, dict(config[key] or {}), config["steps"])
+        config[key] = _resolve_chain(key, folder, dict(config[key] or {}), known)
+    if config["precision"] == "fp16" and "loss_scale" not in config["gradients"]["chain"]:
+        chain = (*config["gradients"]["chain"], "loss_scale")
+        given = config["gradients"] | {"chain": chain}
+        config["gradients"] = _resolve_chain("gradients", "gradients", given, known)
+    if config["ema"] is not None and config["swa"]["start"] is not None:
+        raise InputError("config.ema and config.swa.start are both set; keep one average")
     return config
 
 
@@ -231,7 +252,12 @@ def _refuse_odd(value: Any, where: str) -> None:
         raise InputError(f"{where}={value} does not fit into 64 bits; set a smaller number")
 
 
-def _resolve_chain(key: str, folder: str, section: dict, steps: int) -> dict:
+def _resolve_chain(key: str, folder: str, section: dict, known: dict) -> dict:
+    result: dict[str, Any] = {}
+    if key == "optim":
+        given = section.pop("state_dtype", "fp32")
+        kinds = Literal["fp32", "bf16", "fp8"]
+        result["state_dtype"] = check(given, kinds, f"config.{key}.state_dtype")
     where = f"config.{key}.chain"
     chain = check(section.pop("chain", ()), tuple, where)
     chain = tuple(check(name, str, where) for name in chain)
@@ -241,15 +267,13 @@ def _resolve_chain(key: str, folder: str, section: dict, steps: int) -> dict:
     for name in section:
         if name not in chain:
             raise InputError(f"config.{key}.{name} is not in {where}; add it there")
-    result: dict[str, Any] = {"chain": chain}
+    result["chain"] = chain
     for name in chain:
         make = lookup.find(folder, name, optax if folder == "optim" else None)
         given = section.get(name)
         given = check({} if given is None else given, dict, f"config.{key}.{name}")
         result[name] = complete(make, given, f"config.{key}.{name}", SUPPLIED[key])
-        # A schedule spans the run unless told otherwise.
-        if result[name].get("steps", steps) is None:
-            result[name]["steps"] = steps
+        result[name] |= {k: known[k] for k, v in result[name].items() if v is None and k in known}
     # Updates point uphill until a learning rate turns them around: none climbs, two climb again.
     rates = sum(_applies_rate(name, result[name]) for name in chain)
     if key == "optim" and rates != 1 and not any("." in name for name in chain):
@@ -278,7 +302,8 @@ def _override(values: dict, override: str) -> None:
     # Another chain leaves behind the sections that the file wrote for its own.
     if keys[-1] == "chain":
         for name in set(values) - {name.strip(" ()'\"") for name in text.split(",")}:
-            del values[name]
+            if isinstance(values[name], dict):
+                del values[name]
     values[keys[-1]] = Text(text)
 
 

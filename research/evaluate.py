@@ -72,9 +72,9 @@ def restore_weights(
     folder: str, run: build.Run, step: str, weights: str | None
 ) -> tuple[dict, int]:
     """Returns `variables` of a checkpoint without reading its optimizer state, and its step."""
-    weights = weights or ("raw" if run.config.ema is None else "ema")
-    if weights == "ema" and run.config.ema is None:
-        raise InputError("--weights=ema, but this run kept no average (config.ema is None)")
+    weights = weights or build.kept(run.config)
+    if weights == "ema" and build.kept(run.config) == "raw":
+        raise InputError("--weights=ema, but this run kept no average (config.ema, config.swa)")
     fields: Iterable[str] = ("ema",) if weights == "ema" else ("params", "model_state")
     rules = run.config.checkpoint
     best = (rules.best, rules.best_mode) if rules.best else None
@@ -96,7 +96,7 @@ def _refuse_another_model(folder: str, stored: dict) -> None:
     """Equal shapes do not make an equal model: what config.json says must be what was trained."""
     config = workdir.existing_config(folder)
     drift = config_lib.drift(config_lib.from_json(json.dumps(stored["config"])), config)
-    parts = ("model.", "task.", "ema", "data.tokenizer")
+    parts = ("model.", "task.", "ema", "swa", "freeze", "data.tokenizer")
     drift = {key: change for key, change in drift.items() if key.startswith(parts)}
     if drift:
         diff = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in drift.items())

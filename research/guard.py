@@ -38,6 +38,7 @@ def judge(
     finite: jax.Array,
     spike: float | None = None,
     refuse_spikes: bool = False,
+    excused: jax.Array | bool = False,
 ) -> tuple[jax.Array, Guard, dict[str, jax.Array]]:
     """Returns whether the update counts, the new guard, and metrics: `refused` (0 or 1),
     `refused_in_a_row`, `rolled_back` (1 until an update counts again), `loss_deviation` (0 until
@@ -45,6 +46,7 @@ def judge(
 
     `finite` tells whether loss, gradients and update are finite. `spike` None notices none;
     `refuse_spikes` refuses the update of a loss more than `spike` deviations above the median.
+    A refusal that is `excused` (an fp16 loss scale fell, and may mend it) adds nothing to the row.
     """
     window = guard.losses.shape[0]
     loss = loss.astype(jnp.float32)
@@ -62,7 +64,7 @@ def judge(
     accepted = finite & ~is_spike if refuse_spikes else finite
     entered = guard.losses.at[guard.count % window].set(loss)
     is_finite = finite & jnp.isfinite(loss)  # a batch without weight has no loss
-    streak = jnp.where(accepted, 0, guard.streak + 1)
+    streak = jnp.where(accepted, 0, guard.streak + jnp.where(excused, 0, 1))
     new = Guard(
         losses=jnp.where(is_finite, entered, guard.losses),
         count=guard.count + is_finite,

@@ -14,9 +14,11 @@ from types import ModuleType
 from research.arguments import InputError, nearest
 
 
-def find(folder: str, name: str, fallback: object = None) -> Callable:
+def find(
+    folder: str, name: str, fallback: object = None, function: str = "make"
+) -> Callable | None:
     """Returns `make` of the module `name` in research/`folder`, or what `fallback` (optax) calls
-    `name` if that returns a GradientTransformation.
+    `name` if that returns a GradientTransformation. Another `function` may be missing: None.
 
     Raises InputError for an unknown name, naming the nearest one, and for a module of the user's
     that fails. Nothing is imported for what is no name or belongs to Python itself.
@@ -31,6 +33,8 @@ def find(folder: str, name: str, fallback: object = None) -> Callable:
     path = name if len(parts) > 1 else f"research.{folder}.{name}"
     module = _module(path) if not name.startswith("_") else None
     if module is not None:
+        if function != "make":
+            return getattr(module, function, None)
         if not callable(getattr(module, "make", None)):
             raise InputError(f"{path} has no function `make`; add one, as in research/{folder}/")
         return module.make

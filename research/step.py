@@ -15,6 +15,8 @@ import optax
 from research import guard as guard_lib
 from research.guard import Guard
 
+ROUNDING = 2**31 - 1  # the number of the key that rounds: micro-batches and layers count from 0
+
 
 class TrainState(NamedTuple):
     """All that a run carries from one step to the next. Shapes never depend on the step."""
@@ -25,23 +27,29 @@ class TrainState(NamedTuple):
     model_state: Any  # batch statistics
     opt_state: Any
     grad_state: Any  # of the gradient wrappers: a loss scale
-    ema: Any  # {"params", "model_state"} averaged over updates, or None
+    ema: Any  # {"params", "model_state"} averaged over updates (ema) or steps (swa), or None
     guard: Guard  # of the losses so far: which update counts
 
 
 def init_state(
-    variables: dict, tx: optax.GradientTransformation, ema: float | None, window: int = 64
+    variables: dict,
+    tx: optax.GradientTransformation,
+    average: bool = False,
+    window: int = 64,
+    grad_state: dict | None = None,
 ) -> TrainState:
     """Returns the state of step 0 for `variables` as a model's `init` makes them."""
     params, model_state = variables["params"], variables["model_state"]
-    average = None
-    if ema is not None:
-        # Copies: the step donates its state, and one buffer cannot be given away twice.
-        average = jax.tree.map(jnp.copy, {"params": params, "model_state": model_state})
+    ema = None
+    if average:
+        # Copies: the step donates its state, and one buffer cannot be given away twice. Float32,
+        # also of bfloat16 parameters: their average moves by less than their spacing.
+        wide = lambda x: jnp.array(x, jnp.promote_types(x.dtype, jnp.float32))  # noqa: E731
+        ema = jax.tree.map(wide, {"params": params, "model_state": model_state})
     frozen = variables.get("frozen", {})
     step = jnp.zeros((), jnp.int32)
-    guard = guard_lib.init(window)
-    return TrainState(step, params, frozen, model_state, tx.init(params), {}, average, guard)
+    opt_state, guard = tx.init(params), guard_lib.init(window)
+    return TrainState(step, params, frozen, model_state, opt_state, grad_state or {}, ema, guard)
 
 
 def make_train_step(
@@ -50,12 +58,15 @@ def make_train_step(
     *,
     seed: int,
     ema: float | None = None,
+    swa: tuple[int, int] | None = None,
     spike: float | None = None,
     refuse_spikes: bool = False,
 ) -> Callable:
     """Returns train_step. Its metrics are scalars: loss, grad_norm, learning_rate where the
     optimizer has one, those of the guard (`refused`: 1 when the update was not applied), and the
-    task's. `spike` and `refuse_spikes` are the guard's.
+    task's. `ema` is the decay of an average over updates; `swa` = (start, every) averages the
+    weights at those steps equally instead (arXiv:1803.05407), until `start` it follows them.
+    `spike` and `refuse_spikes` are the guard's.
 
     An update whose loss or gradient is not finite is refused: parameters, model_state,
     optimizer and ema stay as they were; `step` moves on, so that the bad batch is not met again,
@@ -69,7 +80,8 @@ def make_train_step(
         scale = 1.0 / jnp.maximum(sums.weight, jnp.finfo(jnp.float32).tiny)
         grads = jax.tree.map(lambda g: g * scale, sums.grads)
         loss = sums.loss * scale
-        updates, opt_state = tx.update(grads, state.opt_state, state.params, value=loss)
+        extra = {"value": loss, "key": jax.random.fold_in(key, ROUNDING)}
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
         new = {
             "params": optax.apply_updates(state.params, updates),
             "model_state": sums.model_state,
@@ -77,17 +89,23 @@ def make_train_step(
             "ema": state.ema,
         }
         if ema is not None:
-            live = {"params": new["params"], "model_state": new["model_state"]}
-            new["ema"] = jax.tree.map(lambda a, x: a + (1 - ema) * (x - a), state.ema, live)
+            new["ema"] = mix(state.ema, new, 1 - ema)
 
         grad_norm = optax.global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (sums.weight > 0)
         # Of gradients alone, so that the choice below is part of the one pass over the state that
         # updates it. Should the optimizer itself make a NaN, the next loss shows it, the run goes
         # back to a good checkpoint, and no checkpoint ever holds it.
-        accepted, guard, judged = guard_lib.judge(state.guard, loss, finite, spike, refuse_spikes)
+        excused = getattr(sums.grad_state.get("loss_scale"), "fell", False)
+        accepted, guard, judged = guard_lib.judge(
+            state.guard, loss, finite, spike, refuse_spikes, excused
+        )
         old = {name: getattr(state, name) for name in new}
         new = jax.tree.map(lambda n, o: jnp.where(accepted, n, o), new, old)
+        if swa is not None:
+            since, every = state.step + 1 - swa[0], swa[1]
+            share = jnp.where(since % every == 0, 1 / (since // every + 1), 0.0)
+            new["ema"] = mix(state.ema, new, jnp.where(since < 0, 1.0, share))
 
         metrics = {"loss": loss, "grad_norm": grad_norm, "weight": sums.weight}
         metrics |= {name: total / weight for name, (total, weight) in sums.metrics.items()}
@@ -98,6 +116,13 @@ def make_train_step(
         return state, metrics | judged
 
     return train_step
+
+
+def mix(average: dict, live: dict, share: jax.Array | float) -> dict:
+    """Moves an average of weights and model state by `share` of the way to `live`."""
+    return jax.tree.map(
+        lambda a, x: (a + share * (x - a)).astype(a.dtype), average, {n: live[n] for n in average}
+    )
 
 
 def make_eval_step(model: Any, task: Any) -> Callable:

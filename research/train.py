@@ -120,7 +120,7 @@ def train(
                             log.write()
                         if evaluates:
                             with watch.pause("evaluate"):
-                                variables = build.weights(state, "ema" if config.ema else "raw")
+                                variables = build.weights(state, build.kept(config))
                                 numbers = evaluate_split(
                                     run, eval_step, variables, validation, watchdog.beat
                                 )

@@ -6,11 +6,14 @@ rule means the same for a scanned and an unrolled model.
 """
 
 import re
+import zlib
 from collections.abc import Iterable
 from typing import Any
 
 import jax
 import numpy as np
+
+from research.arguments import InputError
 
 Rules = tuple[tuple[str, Any], ...]
 
@@ -23,6 +26,53 @@ def path_name(path: Iterable[Any]) -> str:
 def flatten(tree: Any) -> dict[str, Any]:
     """Returns {path: leaf} in the order of the tree; None leaves are absent."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def split(tree: dict, patterns: Iterable[str]) -> tuple[dict, dict]:
+    """Returns the leaves of nested dicts whose path matches no pattern, and those that match one.
+
+    Raises InputError for a pattern that matches nothing, or some layers of a stacked leaf only.
+    """
+    patterns, found = tuple(patterns), set()
+    parts: tuple[dict, dict] = ({}, {})  # by path
+    for path, leaf in flatten(tree).items():
+        names = unrolled_paths(path, leaf)
+        hits = [next((p for p in patterns if re.search(p, name)), None) for name in names]
+        found |= set(hits)
+        if len({hit is None for hit in hits}) > 1:
+            layers = ", ".join(str(i) for i, hit in enumerate(hits) if hit is not None)
+            raise InputError(
+                f"{path} holds all layers, and only layers {layers} match; set "
+                "config.model.scan=False, so that each layer has parameters of its own"
+            )
+        parts[hits[0] is not None][path] = leaf
+    for pattern in patterns:
+        if pattern not in found:
+            raise InputError(f"{pattern!r} matches no parameter; there are {_some(flatten(tree))}")
+    return nest(parts[0]), nest(parts[1])
+
+
+def nest(leaves: dict[str, Any]) -> dict:
+    """Inverse of `flatten` for nested dicts."""
+    result: dict = {}
+    for path, leaf in leaves.items():
+        *folders, name = path.split("/")
+        node = result
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[name] = leaf
+    return result
+
+
+def _some(paths: Iterable[str]) -> str:
+    paths = list(paths)
+    return ", ".join(paths[:12]) + (f" and {len(paths) - 12} more" if len(paths) > 12 else "")
+
+
+def merge(first: dict, second: dict) -> dict:
+    """Inverse of `split`."""
+    both = {name: merge(first[name], second[name]) for name in first.keys() & second.keys()}
+    return first | second | both
 
 
 def map_named(function: Any, tree: Any, *rest: Any) -> Any:
@@ -45,6 +95,11 @@ def unrolled_paths(path: str, leaf: Any) -> list[str]:
         re.sub(r"(^|/)layers/(?!\d)", rf"\1layers/{layer}/", path, count=1)
         for layer in range(leaf.shape[0])
     ]
+
+
+def key_of(key: jax.Array | None, path: str) -> jax.Array | None:
+    """Returns a random key of the leaf at `path`, the same on every host and in every run."""
+    return None if key is None else jax.random.fold_in(key, zlib.crc32(path.encode()))
 
 
 def match(rules: Rules, path: str, default: Any) -> Any:

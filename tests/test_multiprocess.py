@@ -103,6 +103,26 @@ def losses(folder):
     return {line["step"]: line["loss"] for line in numbers(folder) if line["split"] == "train"}
 
 
+def goes_on_with_one_and_with_four(job, folder, stopped):
+    """The values of step `stopped` are restored to the bit, and the batches are the same."""
+    run = build.build(workdir.read_config(folder), jax.devices()[:4], with_data=False)
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        state = checkpoints.restore(stopped, run.abstract)  # holds every checksum
+    assert int(state.step) == stopped
+    found = {}
+    for count in (1, 4):
+        copy = folder.parent / f"on{count}"
+        subprocess.run(["cp", "-r", str(folder), str(copy)], check=True)
+        again = job(copy, count, f"--stop-after={stopped + 6}")
+        assert again.wait(300) == [0] * count, again.log()
+        assert f"going on after step {stopped} of 4000" in again.logs[0].read_text()
+        found[count] = losses(copy)
+        assert manifest.read(copy / "checkpoints" / str(stopped + 6))["step"] == stopped + 6
+    after = range(stopped + 1, stopped + 7)
+    for step in after:  # equal batches and weights; the order of additions differs
+        assert abs(found[1][step] - found[4][step]) < 1e-5
+
+
 @pytest.mark.fault("SIGTERM to one of two processes")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_one_process_saves_the_same_step_on_all_and_any_number_goes_on(
@@ -122,23 +142,7 @@ def test_a_signal_to_one_process_saves_the_same_step_on_all_and_any_number_goes_
     record_property("observed", f"{number.name}: both saved step {stopped}, both exit 75")
     if number is signal.SIGINT:
         return
-    # On one and on four processes: the values are restored to the bit, the batches are the same.
-    run = build.build(workdir.read_config(folder), jax.devices()[:4], with_data=False)
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        state = checkpoints.restore(stopped, run.abstract)  # holds every checksum
-    assert int(state.step) == stopped
-    found = {}
-    for count in (1, 4):
-        copy = tmp_path / f"on{count}"
-        subprocess.run(["cp", "-r", str(folder), str(copy)], check=True)
-        again = job(copy, count, f"--stop-after={stopped + 6}")
-        assert again.wait(300) == [0] * count, again.log()
-        assert f"going on after step {stopped} of 4000" in again.logs[0].read_text()
-        found[count] = losses(copy)
-        assert manifest.read(copy / "checkpoints" / str(stopped + 6))["step"] == stopped + 6
-    after = range(stopped + 1, stopped + 7)
-    for step in after:  # equal batches and weights; the order of additions differs
-        assert abs(found[1][step] - found[4][step]) < 1e-5
+    goes_on_with_one_and_with_four(job, folder, stopped)
 
 
 @pytest.mark.fault("kill -9 of one of two processes")
@@ -156,6 +160,8 @@ def test_when_one_process_is_killed_the_other_ends_at_once_and_the_run_goes_on(
     # When the coordinator dies, its service may end the other before this code can.
     assert code == 70 or (victim == 0 and code == -signal.SIGABRT), two.log()
     assert "another process of this run is gone" in two.logs[1 - victim].read_text() or victim == 0
+    if victim == 1:
+        goes_on_with_one_and_with_four(job, folder, 20)
     again = job(folder, 2, "--stop-after=41")
     assert again.wait(300) == [0, 0], again.log()
     assert "going on after step 20" in again.logs[0].read_text()

@@ -19,7 +19,7 @@ ALLOWED = {
     ("lookup", "arguments"), ("config", "arguments"), ("config", "lookup"), ("build", "step"),
     ("generate", "evaluate"), ("checkpoint", "hosts"), ("checkpoint", "manifest"),
     ("checkpoint", "signing"), ("checkpoint", "checksum"), ("signals", "hosts"), ("lock", "hosts"),
-    ("storage", "arguments"),
+    ("storage", "arguments"), ("tree", "arguments"),
 }  # fmt: skip
 FILES = sorted((ROOT / "research").rglob("*.py"))
 

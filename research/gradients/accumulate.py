@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from research.arguments import Count, InputError
-from research.gradients import Gradients
+from research.gradients import Gradients, widen
 from research.sharding import batch_shards, constrain
 
 
@@ -36,16 +36,23 @@ def make(grad_fn: Callable, micro_batches: Count = 1) -> Callable:
     def accumulated(state: Any, batch: dict, key: jax.Array) -> Gradients:
         parts = jax.tree.map(split, batch)
 
-        def one(index: jax.Array) -> Gradients:
+        def one(grad_state: Any, index: jax.Array) -> Gradients:
             part = jax.tree.map(lambda leaf: constrain(leaf[index], "batch"), parts)
-            return grad_fn(state, part, jax.random.fold_in(key, index))
+            now = state._replace(grad_state=grad_state)
+            sums = grad_fn(now, part, jax.random.fold_in(key, index))
+            # Sums in float32, also of the gradients of bfloat16 parameters.
+            return sums._replace(grads=jax.tree.map(widen, sums.grads))
 
         def add(total: Gradients, index: jax.Array) -> tuple[Gradients, None]:
-            return jax.tree.map(jnp.add, total, one(index)), None
+            sums = one(total.grad_state, index)
+            new = jax.tree.map(jnp.add, total._replace(grad_state={}), sums._replace(grad_state={}))
+            return new._replace(grad_state=sums.grad_state), None
 
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, 0))
-        total, _ = jax.lax.scan(add, zeros, jnp.arange(micro_batches))
+        shapes = jax.eval_shape(one, state.grad_state, 0)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        begin = zeros._replace(grad_state=state.grad_state)
+        total, _ = jax.lax.scan(add, begin, jnp.arange(micro_batches))
         mean = jax.tree.map(lambda leaf: leaf / micro_batches, total.model_state)
-        return total._replace(model_state=mean, grad_state=state.grad_state)
+        return total._replace(model_state=mean)
 
     return accumulated

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from research.gradients import Gradients
 
@@ -19,7 +20,11 @@ def make(loss: Callable) -> Callable:
             (total, weight), aux = loss(variables, batch, key)
             return total, (weight, aux)
 
-        (total, (weight, aux)), grads = jax.value_and_grad(loss_sum, has_aux=True)(state.params)
+        total, backward, (weight, aux) = jax.vjp(loss_sum, state.params, has_aux=True)
+        # A scaled loss without the scaled loss: the backward pass starts with the scale.
+        kept = state.grad_state.get("loss_scale")
+        seed = jnp.ones_like(total) if kept is None else kept.value.astype(total.dtype)
+        (grads,) = backward(seed)
         return Gradients(grads, total, weight, aux.model_state, aux.metrics, state.grad_state)
 
     return grad_fn

@@ -5,19 +5,17 @@
 bf16 keeps the parameters in float32 and casts both operands where they meet (arXiv:1905.12322).
 """
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 
+from research.arguments import Precision
 from research.kernels import mesh
-
-Precision = Literal["fp32", "bf16"]
 
 
 def compute_dtype(precision: Precision) -> jnp.dtype:
     """Returns the dtype of activations."""
-    return {"fp32": jnp.dtype(jnp.float32), "bf16": jnp.dtype(jnp.bfloat16)}[precision]
+    kinds = {"fp32": jnp.float32, "fp16": jnp.float16}
+    return jnp.dtype(kinds.get(precision, jnp.bfloat16))
 
 
 def exactness(dtype: jnp.dtype) -> jax.lax.Precision:

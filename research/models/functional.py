@@ -12,7 +12,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+
+from research import tree
 
 
 class Model(NamedTuple):
@@ -25,6 +28,37 @@ class Model(NamedTuple):
     init: Callable
     axes: Any
     apply: Callable
+
+
+def narrow(model: Model) -> Model:
+    """Returns `model` with bfloat16 parameters: half the memory, and no copies to compute with.
+    The optimizer rounds its updates stochastically, or they would be lost (kernels/rounding.py)."""
+
+    def init(key: jax.Array) -> dict[str, Any]:
+        variables = model.init(key)
+        cast = lambda x: x.astype(jnp.bfloat16)  # noqa: E731
+        return variables | {"params": jax.tree.map(cast, variables["params"])}
+
+    return model._replace(init=init)
+
+
+def freeze(model: Model, patterns: tuple[str, ...]) -> Model:
+    """Returns `model` with the parameters that match a pattern in variables["frozen"]["params"]:
+    no gradient, no optimizer state, no average.
+
+    Raises InputError, once parameters are made, for a pattern that does not fit them.
+    """
+
+    def init(key: jax.Array) -> dict[str, Any]:
+        variables = model.init(key)
+        params, frozen = tree.split(variables["params"], patterns)
+        return variables | {"params": params, "frozen": {"params": frozen}}
+
+    def apply(variables: dict[str, Any], *inputs: Any, **options: Any) -> tuple[Any, Any]:
+        whole = tree.merge(variables["params"], variables["frozen"]["params"])
+        return model.apply(variables | {"params": whole}, *inputs, **options)
+
+    return Model(init, model.axes, apply)
 
 
 def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from research.arguments import Count, InputError, Positive, Rate
+from research.arguments import Count, InputError, Positive, Precision, Rate
 from research.kernels.matmul import compute_dtype, wide_einsum
 from research.models.functional import Model, functional
 from research.models.layers import MLP, Attention, Norm, NormKind, dropout, param, rotary
@@ -50,7 +50,7 @@ def make(
     scan: bool = True,
     unroll: Count = 1,
     *,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Precision = "fp32",
 ) -> Model:
     """Returns the model. vocab_size and context None: what the data says. num_kv_heads None: one
     for each query head; mlp_width None: 4 x width, for SwiGLU 8/3 x width in multiples of 64.

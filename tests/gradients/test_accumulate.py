@@ -1,7 +1,7 @@
 """Accumulation: which rows meet in a micro-batch, which key each gets, and where the rows lie."""
 
 import re
-from types import SimpleNamespace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,15 @@ import pytest
 from research import sharding
 from research.gradients import Gradients, accumulate
 
+
+class State(NamedTuple):
+    """What of a TrainState accumulation looks at."""
+
+    grad_state: dict = {}
+
+
 ROWS, PARTS = 16, 4
-STATE = SimpleNamespace(grad_state={})
+STATE = State()
 
 
 def draws(state, batch, key):
