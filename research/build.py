@@ -229,6 +229,19 @@ def weights(state: TrainState, kind: str) -> dict:
     return (state.ema if kind == "ema" else chosen) | {"frozen": state.frozen}
 
 
+def learning_rates(run: Run) -> np.ndarray | None:
+    """Returns the learning rate of each update (steps,), None without our `lr` in the chain."""
+    if "lr" not in run.config.optim.chain:
+        return None
+    tx = make_part("lr", arguments(run.config.optim.lr))
+
+    def rate(count: jax.Array) -> jax.Array:
+        state = tx.init({})._replace(count=count)
+        return tx.update({}, state)[1].learning_rate
+
+    return np.asarray(jax.vmap(rate)(np.arange(run.config.steps)))
+
+
 def work_and_peak(run: Run) -> tuple[dict[str, float], float | None]:
     """Returns the model FLOPs of a training step in both attention conventions, "full" and
     "causal" (which counts half of the attention products), and the peak FLOP/s of all devices,

@@ -49,6 +49,9 @@ SUPPLIED = {
     "optim": (),
     "gradients": ("grad_fn",),
 }
+# Parts of an optimizer that belong to the loss, and what may stand in front of the direction.
+PENALTIES = ("l1", "l2", "orthogonal", "spectral")
+BEFORE = (*PENALTIES, "clip", "agc", "adaptive_grad_clip", "zero_nans", "centralize", "decay")
 # What may differ when a run is resumed: none of it changes the numbers a step computes.
 MAY_DIFFER = (
     "mesh", "log", "checkpoint", "data.workers", "guard.replicas_every", "guard.hang_after"
@@ -214,9 +217,35 @@ def _resolve(values: dict) -> dict:
         chain = (*config["gradients"]["chain"], "loss_scale")
         given = config["gradients"] | {"chain": chain}
         config["gradients"] = _resolve_chain("gradients", "gradients", given, known)
+    _refuse_contradictions(config)
+    return config
+
+
+def _refuse_contradictions(config: dict) -> None:
     if config["ema"] is not None and config["swa"]["start"] is not None:
         raise InputError("config.ema and config.swa.start are both set; keep one average")
-    return config
+    start, steps = config["swa"]["start"], config["steps"]
+    if start is not None and start >= steps:
+        raise InputError(f"config.swa.start={start} is not within {steps} steps; make it smaller")
+    chain, gradients = config["optim"]["chain"], config["gradients"]["chain"]
+    # Two halves of one method, of which one alone is another method.
+    for here, there, names in (
+        ("schedule_free" in chain, "schedule_free" in gradients, "schedule_free"),
+        ("mup" in chain, config["model"].get("base_width") is not None, "mup"),
+    ):
+        if here != there:
+            other = {"schedule_free": "config.gradients.chain", "mup": "config.model.base_width"}
+            raise InputError(
+                f"config.optim.chain={','.join(chain)} and {other[names]} must agree on {names}: "
+                "set both or none"
+            )
+    # A penalty is part of the loss: behind the direction it would not be.
+    first = next((i for i, name in enumerate(chain) if not name.startswith(BEFORE)), len(chain))
+    for name in chain[first:]:
+        if name in PENALTIES:
+            raise InputError(
+                f"config.optim.chain={','.join(chain)}: {name} belongs in front of {chain[first]}"
+            )
 
 
 @contextmanager

@@ -153,8 +153,9 @@ class Writer:
         return False
 
     def _close_tensorboard(self) -> None:
-        if self._tensorboard_lives():
-            self._tensorboard.close()
+        with self._tolerant():
+            if self._tensorboard_lives():
+                self._tensorboard.close()
 
     def _append(self, line: str) -> None:
         self._waiting += line.encode()
@@ -240,10 +241,25 @@ def draw_loss(jsonl: epath.PathLike, png: epath.PathLike) -> str | None:
             loss, name, marker = np.convolve(loss, window, "same") / counts, "train, smoothed", ""
         label = f"{name}: {loss[-1]:.3f}"
         axes.plot(steps, loss, marker=marker, markersize=3, linewidth=1.3, label=label)
-    axes.set(xlabel="step", ylabel="loss")
+    axes.legend(frameon=False)
+    return _finish(figure, axes, "loss", png)
+
+
+def draw_schedule(rates: np.ndarray, png: epath.PathLike) -> str | None:
+    """Draws the learning rate of every update; returns None, or why nothing was drawn."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return f"no {epath.Path(png).name}: matplotlib is missing; pip install 'anneal[nlp]'"
+    figure = Figure(figsize=(8, 3), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    axes.plot(np.arange(1, len(rates) + 1), rates, color="tab:blue", linewidth=1.3)
+    return _finish(figure, axes, "learning rate", png)
+
+
+def _finish(figure: Any, axes: Any, label: str, png: epath.PathLike) -> None:
+    axes.set(xlabel="step", ylabel=label)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
     with epath.Path(png).open("wb") as file:
         figure.savefig(file, format="png")
-    return None

@@ -15,6 +15,7 @@ from etils import epath
 
 from research import config as config_lib
 from research.arguments import InputError, masked
+from research.storage import StoreError
 
 PACKAGES = ("anneal", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -55,7 +56,8 @@ def refuse_drift(
 def write_config(
     folder: epath.Path, config: ml_collections.FrozenConfigDict, tokenizer: Any = None
 ) -> None:
-    """Writes config.json, environment.json and the tokenizer, each whole or not at all."""
+    """Writes config.json, environment.json and the tokenizer, each whole or not at all. Raises
+    StoreError where there is no room, before the first step is paid for."""
     if jax.process_index() != 0:
         return
     writers = {
@@ -65,8 +67,11 @@ def write_config(
     if tokenizer is not None:
         writers["tokenizer.json"] = tokenizer.save
     for name, write in writers.items():
-        write(folder / f"{name}.tmp")
-        (folder / f"{name}.tmp").replace(folder / name)
+        try:
+            write(folder / f"{name}.tmp")
+            (folder / f"{name}.tmp").replace(folder / name)
+        except OSError as error:
+            raise StoreError(f"{folder / name} cannot be written: {error}") from error
 
 
 def environment() -> dict:

@@ -579,8 +579,8 @@ def test_neither_tensorboard_nor_stdout_on_a_full_disk_ends_a_training(text, tmp
         pytest.skip("needs the right to mount a small disk")
     try:
         process = start(text, disk / "run", "config.log.tensorboard=True", "config.log.every=1",
-                        "config.steps=400", "config.checkpoint.every=200")  # fmt: skip
-        until(lambda: (disk / "run" / "metrics.jsonl").exists(), process)
+                        "config.steps=1000", "config.checkpoint.every=500")  # fmt: skip
+        until(lambda: (disk / "run" / "tokenizer.json").exists(), process)
         with open(disk / "filler", "wb", buffering=0) as filler:
             try:
                 while filler.write(bytes(4096)):
@@ -597,10 +597,24 @@ def test_neither_tensorboard_nor_stdout_on_a_full_disk_ends_a_training(text, tmp
             process.communicate(timeout=120)
         assert process.returncode == 0
         steps = [n["step"] for n in numbers(disk / "run") if n["split"] == "train"]
-        assert steps == list(range(1, 401))  # no line lost, none twice
-        assert committed(disk / "run") == 400
+        assert steps == list(range(1, 1001))  # no line lost, none twice
+        assert committed(disk / "run") == 1000
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.fault("disk full")
+def test_a_run_that_cannot_write_its_config_ends_before_the_first_step(
+    text, tmp_path, monkeypatch, record_property
+):
+    def fails(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("research.config.to_json", fails)
+    with pytest.raises(RunError, match="config.json cannot be written") as caught:
+        train(load(text), str(tmp_path))
+    assert caught.value.code == 74 and not numbers(tmp_path)
+    record_property("observed", "at the start: one line, exit 74")
 
 
 def test_a_streak_that_a_checkpoint_holds_does_not_outlive_a_rollback(text, tmp_path):

@@ -6,6 +6,7 @@ the direction (adam, muon, ...), what goes with it undiminished (decay), and the
     tx = chain([("clip", clip.make()), ("adam", adam.make()), ("lr", lr.make(1e-3))])
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,9 @@ Parts = Sequence[tuple[str, optax.GradientTransformation]]
 # Parameters that map several axes onto others: how many of the first ones are contracted with the
 # input. Whatever is not named here contracts one axis, a convolution all but the last.
 INPUT_AXES = ((r"attention/out$", 2),)
+
+# Parameters that are no matrix between two hidden layers, whatever their shape.
+NOT_HIDDEN = r"(^|/)(embed|positions|head|\w*bias|scale)$"
 
 # Parts of optax that look at norms or matrices of a leaf (a test holds that no other does).
 NORMWISE = (
@@ -113,6 +117,11 @@ def layerwise(tx: optax.GradientTransformation) -> optax.GradientTransformationE
         return tree.map_named(lambda path, _: found[path], updates), new
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def is_hidden(path: str, leaf: jax.Array) -> bool:
+    """Tells whether a parameter of one layer is a matrix between hidden layers."""
+    return leaf.ndim > 1 and re.search(NOT_HIDDEN, path) is None
 
 
 def as_matrix(path: str, leaf: jax.Array) -> tuple[int, int]:

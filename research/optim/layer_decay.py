@@ -1,0 +1,41 @@
+"""Layer-wise learning rate decay (arXiv:1801.06146; as in ELECTRA, arXiv:2003.10555): the further a
+layer is from the output, the smaller its steps.
+"""
+
+import re
+
+import jax
+import numpy as np
+import optax
+
+from research import tree
+from research.arguments import Positive
+
+
+def make(
+    factor: Positive = 0.8, first: str = r"(^|/)(embed|positions)$"
+) -> optax.GradientTransformation:
+    """Multiplies updates by factor ** (layers above): the last layer by `factor`, the first by
+    factor ** layers, what matches `first` (embeddings) by factor ** (layers + 1); the rest, head
+    and final norm, by 1."""
+
+    def update(updates: optax.Updates, state: optax.EmptyState, params: object = None) -> tuple:
+        found = tree.flatten(updates)
+        names = [name for path, leaf in found.items() for name in tree.unrolled_paths(path, leaf)]
+        indices = [int(m[1]) for name in names if (m := re.search(r"(?:^|/)layers/(\d+)/", name))]
+        layers = max(indices, default=-1) + 1
+
+        def depth(name: str) -> int:
+            match = re.search(r"(?:^|/)layers/(\d+)/", name)
+            if match:
+                return layers - int(match[1])
+            return layers + 1 if re.search(first, name) else 0
+
+        def one(path: str, leaf: jax.Array) -> jax.Array:
+            depths = np.array([depth(name) for name in tree.unrolled_paths(path, leaf)])
+            shape = (-1, *[1] * (leaf.ndim - 1)) if tree.is_stacked(path) else ()
+            return (leaf * factor ** depths.reshape(shape)).astype(leaf.dtype)
+
+        return tree.map_named(one, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
