@@ -2,7 +2,8 @@
 
     y_bthk = einsum("btd,dhk->bthk", x_btd, w_dhk, "bf16")
 
-bf16 keeps the parameters in float32 and casts both operands where they meet (arXiv:1905.12322).
+bf16 keeps the parameters in float32 and casts both operands where they meet (arXiv:1905.12322),
+and so does fp16; bf16_params keeps them in bfloat16. int8 and fp8 are in quantized.py.
 """
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 
 from research.arguments import Precision
 from research.kernels import mesh
+from research.kernels.quantized import fp8_einsum, int8_einsum
 
 
 def compute_dtype(precision: Precision) -> jnp.dtype:
@@ -28,7 +30,12 @@ def einsum(spec: str, x: jax.Array, w: jax.Array, precision: Precision) -> jax.A
 
     No preferred_element_type: every backend accumulates a bfloat16 product in float32 and rounds it
     once, while asking for a float32 result would make both products of the backward pass float32.
+    fp8 is scaled by what its operands hold; a layer that keeps a history calls fp8_einsum itself.
     """
+    if precision == "int8":
+        return int8_einsum(spec, x, w)
+    if precision == "fp8":
+        return fp8_einsum(spec, x, w)[0]
     dtype = compute_dtype(precision)
     return jnp.einsum(spec, x.astype(dtype), w.astype(dtype), precision=exactness(dtype))
 

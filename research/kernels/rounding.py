@@ -16,10 +16,12 @@ import jax.numpy as jnp
 from research import tree
 
 # Statistics by the name of their field: what may have either sign, and what is never negative.
-SIGNED = ("mu", "mu_slow", "trace")
+SIGNED = ("mu", "mu_slow", "m1", "m2", "trace")
 NON_NEGATIVE = ("nu", "nu_max", "sum_of_squares", "e_g", "e_x")
 SMALL = 4_096  # elements: below, a statistic costs nothing and stays in float32
 FP8 = jnp.float8_e4m3fn
+FP8_MAX = float(jnp.finfo(FP8).max)
+NORMAL = float(jnp.finfo(jnp.float32).smallest_normal)
 
 
 def stochastic_round(x: jax.Array, dtype: Any, key: jax.Array | None) -> jax.Array:
@@ -32,9 +34,14 @@ def stochastic_round(x: jax.Array, dtype: Any, key: jax.Array | None) -> jax.Arr
     x, kind = x.astype(jnp.float32), jnp.finfo(dtype)
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0x7F80_0000)
     power = jax.lax.bitcast_convert_type(bits, jnp.float32)  # of two, at most |x|
-    spacing = jnp.maximum(power, float(kind.smallest_normal)) * 2.0**-kind.nmant
-    rounded = jnp.floor(x / spacing + jax.random.uniform(key, x.shape)) * spacing
-    return jnp.where(jnp.isfinite(x), rounded, x).astype(dtype)
+    # A normal number, or hardware that has no others divides by zero: bfloat16 is therefore rounded
+    # to multiples of 1e-38 below 1e-36.
+    least = max(float(kind.smallest_normal), NORMAL * 2.0**kind.nmant)
+    spacing = jnp.maximum(power, least) * 2.0**-kind.nmant
+    below = jnp.floor(x / spacing)
+    # Compared, not added: the sum would itself be rounded, and up more often than down.
+    up = jax.random.uniform(key, x.shape) < x / spacing - below
+    return jnp.where(jnp.isfinite(x), (below + up) * spacing, x).astype(dtype)
 
 
 def pack(state: Any, params: Any, dtype: str, key: jax.Array | None = None) -> Any:
@@ -52,7 +59,8 @@ def pack(state: Any, params: Any, dtype: str, key: jax.Array | None = None) -> A
     def scale(path: str, x: jax.Array) -> jax.Array:
         largest = jnp.max(jnp.abs(x), axis=-1)
         largest = jnp.sqrt(largest) if kinds[path] == "non-negative" else largest
-        return jnp.where(largest > 0, largest, 1.0) / float(jnp.finfo(FP8).max)
+        # Rows of nothing, or of momenta that have all but died out: no division by a scale of 0.
+        return jnp.where(largest < 1e-30, 1.0, largest) / FP8_MAX
 
     scales = {
         path: scale(path, x)
@@ -68,10 +76,11 @@ def pack(state: Any, params: Any, dtype: str, key: jax.Array | None = None) -> A
             return stochastic_round(x, jnp.bfloat16, own)
         row = scales[path][..., None]
         if kinds[path] == "signed":
-            return stochastic_round(x / row, FP8, own)
-        root = jnp.sqrt(x) / row
+            # A quotient may exceed the largest number by its rounding, and the next one is NaN.
+            return stochastic_round(jnp.clip(x / row, -FP8_MAX, FP8_MAX), FP8, own)
+        root = jnp.minimum(jnp.sqrt(x) / row, FP8_MAX)
         floored = jnp.maximum(root, float(jnp.finfo(FP8).smallest_subnormal))
-        return stochastic_round(jnp.where(x > 0, floored, 0.0), FP8, own)
+        return stochastic_round(jnp.where(x == 0, 0.0, floored), FP8, own)
 
     return {"values": tree.map_named(narrow, state), "scales": tree.nest(scales)}
 

@@ -17,15 +17,19 @@ from flax import nnx
 from research.arguments import Count, InputError, Positive, Precision, Rate
 from research.kernels.matmul import compute_dtype, wide_einsum
 from research.models.functional import Model, functional
-from research.models.layers import MLP, Attention, Norm, NormKind, dropout, param, rotary
+from research.models.layers import MLP, Attention, Norm, NormKind, Number, dropout, param, rotary
 from research.sharding import constrain
 
 Array = jax.Array
 Cache = dict[str, Array]
 POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # The results, not the products themselves, whose sums are wider in int8 and fp8.
+    "dots": jax.checkpoint_policies.save_only_these_names("product"),
 }
+
+
+NUMBERS = ("dropout", "norm_epsilon", "rope_theta")  # may be tracers
 
 
 def make(
@@ -49,11 +53,17 @@ def make(
     remat: Literal["none", "full", "dots"] = "none",
     scan: bool = True,
     unroll: Count = 1,
+    base_width: Count | None = None,
     *,
     precision: Precision = "fp32",
 ) -> Model:
     """Returns the model. vocab_size and context None: what the data says. num_kv_heads None: one
     for each query head; mlp_width None: 4 x width, for SwiGLU 8/3 x width in multiples of 64.
+
+    `base_width` is that of the small model whose hyperparameters are to hold at any width (muP,
+    arXiv:2203.03466, table 8, Adam): hidden matrices start smaller, and attention scores and logits
+    are scaled down, as `width` grows past it. Embeddings and an untied head start as ever; the
+    learning rates are the optimizer's part. At width == base_width, and for None, nothing changes.
 
     Raises InputError when the heads do not divide the width or each other.
     """
@@ -67,10 +77,14 @@ def make(
         raise InputError(f"num_heads={num_heads} is not a multiple of num_kv_heads={num_kv_heads}")
     if positions == "rotary" and width // num_heads % 2:
         raise InputError(f"rotary positions need an even head size, not {width // num_heads}")
+    if base_width is not None and base_width % num_heads:
+        raise InputError(f"base_width={base_width} does not divide into num_heads={num_heads}")
     gated = -(-width * 8 // 3 // 64) * 64
+    arguments |= {name: Number(arguments[name]) for name in NUMBERS}
     arguments |= dict(
         num_kv_heads=num_kv_heads,
         mlp_width=mlp_width or (gated if mlp == "swiglu" else 4 * width),
+        shrink=1.0 if base_width is None else base_width / width,
     )
     return functional(lambda rngs: GPT(**arguments, rngs=rngs))
 
@@ -81,28 +95,31 @@ class Block(nnx.Module):
     def __init__(self, arguments: dict[str, Any], rngs: nnx.Rngs) -> None:
         a = arguments
         # GPT-2: the projections into the residual stream start smaller the more of them there are.
-        out_std = 0.02 / (2 * a["num_layers"]) ** 0.5
-        shared = dict(bias=a["bias"], out_std=out_std, precision=a["precision"], rngs=rngs)
+        std = 0.02 * a["shrink"] ** 0.5
+        out_std = std / (2 * a["num_layers"]) ** 0.5
+        shared = dict(bias=a["bias"], std=std, out_std=out_std, precision=a["precision"], rngs=rngs)
         self.rate = a["dropout"]
-        self.norm1 = Norm(a["width"], a["norm"], a["bias"], a["norm_epsilon"])
+        self.norm1 = Norm(a["width"], a["norm"], a["bias"], a["norm_epsilon"].value)
         self.attention = Attention(
             a["width"],
             a["num_heads"],
             a["num_kv_heads"],
             backend=a["attention"],
             window=a["window"],
+            query_scale=a["shrink"] ** 0.5,
             **shared,
         )
-        self.norm2 = Norm(a["width"], a["norm"], a["bias"], a["norm_epsilon"])
+        self.norm2 = Norm(a["width"], a["norm"], a["bias"], a["norm_epsilon"].value)
         self.mlp = MLP(a["width"], a["mlp_width"], kind=a["mlp"], **shared)
 
     def __call__(
-        self, x_btd: Array, key: Array | None, cache: Cache | None, **attention: Any
+        self, x_btd: Array, key: Array | None, cache: Cache | None, train: bool, **attention: Any
     ) -> tuple[Array, Cache | None]:
         keys = (None, None) if key is None else jax.random.split(key)
-        y, cache = self.attention(self.norm1(x_btd), cache=cache, **attention)
-        x_btd = x_btd + dropout(y, self.rate, keys[0])
-        x_btd = x_btd + dropout(self.mlp(self.norm2(x_btd)), self.rate, keys[1])
+        y, cache = self.attention(self.norm1(x_btd), cache=cache, train=train, **attention)
+        x_btd = x_btd + dropout(y, self.rate.value, keys[0])
+        y = self.mlp(self.norm2(x_btd), train=train)
+        x_btd = x_btd + dropout(y, self.rate.value, keys[1])
         return constrain(x_btd, "batch", "sequence", None), cache
 
 
@@ -127,7 +144,7 @@ class GPT(nnx.Module):
             self.layers = stack(keys)
         else:
             self.layers = nnx.List([Block(arguments, nnx.Rngs(key)) for key in keys])
-        self.norm = Norm(a["width"], a["norm"], a["bias"], a["norm_epsilon"])
+        self.norm = Norm(a["width"], a["norm"], a["bias"], a["norm_epsilon"].value)
         if not a["tie_embeddings"]:
             self.head = param(rngs, (a["width"], padded), ("embed", "vocab"), 0.02)
 
@@ -156,7 +173,8 @@ class GPT(nnx.Module):
         """Returns the last hidden states (b, t, d) and the head (d, v), for losses that never
         hold all logits. `segments_bt` keeps packed documents apart (0 is padding); their
         `positions_bt` restart."""
-        hidden, _ = self._run(tokens_bt, segments_bt, positions_bt, None, key if train else None)
+        key = key if train else None
+        hidden, _ = self._run(tokens_bt, segments_bt, positions_bt, None, key, train)
         return hidden, self._head()
 
     def empty_cache(
@@ -180,7 +198,7 @@ class GPT(nnx.Module):
     ) -> tuple[Array, Cache]:
         """Writes `tokens_bt` into the cache at `positions_bt` and returns their hidden states
         (b, t, d) for `logits`; serves the prompt (t > 1) and each new token (t = 1)."""
-        return self._run(tokens_bt, None, positions_bt, cache, None)
+        return self._run(tokens_bt, None, positions_bt, cache, None, False)
 
     def logits(self, hidden_btd: Array, *, key: Any = None, train: bool = False) -> Array:
         """Returns float32 logits (b, t, v); those of the vocabulary's padding are -inf."""
@@ -196,6 +214,7 @@ class GPT(nnx.Module):
         positions_bt: Array | None,
         cache: Cache | None,
         key: Array | None,
+        train: bool,
     ) -> tuple[Array, Cache | None]:
         a = self.arguments
         if positions_bt is None:
@@ -208,30 +227,48 @@ class GPT(nnx.Module):
             table = constrain(self.positions[...].astype(self.dtype), None, None)
             x = x + table[positions_bt]
         else:
-            cos_sin = rotary(positions_bt, a["width"] // a["num_heads"], a["rope_theta"])
+            cos_sin = rotary(positions_bt, a["width"] // a["num_heads"], a["rope_theta"].value)
         keys = None if key is None else jax.random.split(key, a["num_layers"] + 1)
-        x = dropout(x, a["dropout"], None if keys is None else keys[-1])
+        x = dropout(x, a["dropout"].value, None if keys is None else keys[-1])
         x = constrain(x, "batch", "sequence", None)
-        call = dict(segments_bt=segments_bt, positions_bt=positions_bt, cos_sin=cos_sin)
-        graphdef, params = nnx.split(self.layers if a["scan"] else self.layers[0])
+        call = dict(
+            segments_bt=segments_bt, positions_bt=positions_bt, cos_sin=cos_sin, train=train
+        )
+        x, cache = self._layers(x, None if keys is None else keys[:-1], cache, call)
+        x = self.norm(x)
+        if a["shrink"] != 1:  # here once for the loss, which takes the head itself, and the logits
+            x = (x.astype(jnp.float32) * a["shrink"]).astype(x.dtype)
+        return x, cache
 
-        def body(x: Array, layer: tuple[Any, Any, Any]) -> tuple[Array, Any]:
-            params, key, cache = layer
-            return nnx.merge(graphdef, params)(x, key, cache, **call)
+    def _layers(
+        self, x: Array, keys: Array | None, cache: Cache | None, call: dict[str, Any]
+    ) -> tuple[Array, Cache | None]:
+        """Runs all layers and keeps the state that they come out with (histories of fp8)."""
+        a = self.arguments
+        split = lambda module: nnx.split(module, nnx.Param, ...)  # noqa: E731
+        graphdef, params, state = split(self.layers if a["scan"] else self.layers[0])
+
+        def body(x: Array, layer: tuple[Any, ...]) -> tuple[Array, Any]:
+            params, state, key, cache = layer
+            block = nnx.merge(graphdef, params, state)
+            x, cache = block(x, key, cache, **call)
+            return x, (split(block)[2], cache)
 
         if a["remat"] != "none":
             body = jax.checkpoint(body, policy=POLICIES[a["remat"]], prevent_cse=not a["scan"])
-        layer_keys = None if keys is None else keys[:-1]
         if a["scan"]:
-            x, cache = jax.lax.scan(body, x, (params, layer_keys, cache), unroll=a["unroll"])
+            layers = (params, state, keys, cache)
+            x, (state, cache) = jax.lax.scan(body, x, layers, unroll=a["unroll"])
+            nnx.update(self.layers, state)
         else:
             take = lambda tree, i: jax.tree.map(lambda leaf: leaf[i], tree)  # noqa: E731
             caches = []
             for i, layer in enumerate(self.layers):
-                x, new = body(x, (nnx.split(layer)[1], take(layer_keys, i), take(cache, i)))
+                x, (state, new) = body(x, (*split(layer)[1:], take(keys, i), take(cache, i)))
+                nnx.update(layer, state)
                 caches.append(new)
             cache = jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
-        return self.norm(x), cache
+        return x, cache
 
     def _head(self) -> Array:
         """The head (d, v): the transposed embedding when tied."""

@@ -10,9 +10,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from research.kernels.attention import attention
 from research.kernels.matmul import einsum
+from research.kernels.quantized import empty_history, fp8_einsum
 from research.sharding import constrain
 
 Array = jax.Array
@@ -28,6 +30,49 @@ def param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], std: fl
 def constant(shape: tuple[int, ...], axes: tuple[str, ...], value: float) -> nnx.Param:
     """Returns a float32 parameter filled with `value`."""
     return nnx.Param(jnp.full(shape, value, jnp.float32), out_sharding=axes, eager_sharding=False)
+
+
+class Number:
+    """A number that a module holds and that may be a tracer (a population under vmap): flax, which
+    compares what modules are made of, compares it by identity, and takes it for no state."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Number):
+            return False
+        plain = isinstance(self.value, (int, float)) and isinstance(other.value, (int, float))
+        return self.value == other.value if plain else self.value is other.value
+
+    def __hash__(self) -> int:
+        return hash(Number)
+
+
+class Amax(nnx.Variable):
+    """The largest magnitudes that an fp8 product met in the last steps, in the model's state."""
+
+
+def histories(module: nnx.Module, *names: str) -> None:
+    """Gives `module` a history for each weight that it multiplies, if its precision is fp8."""
+    if module.precision == "fp8":
+        for name in names:
+            setattr(module, f"{name}_amax", Amax(empty_history()))
+
+
+def project(module: nnx.Module, name: str, spec: str, x: Array, train: bool) -> Array:
+    """Returns the product of `x` with the weight `name` of `module`, plus its bias if it has one.
+    Training writes the history of an fp8 product; evaluation reads it."""
+    weight, bias = getattr(module, name)[...], getattr(module, f"{name}_bias")
+    if module.precision == "fp8":
+        amax = getattr(module, f"{name}_amax")
+        y, history = fp8_einsum(spec, x, weight, amax[...])
+        if train:
+            amax[...] = history
+    else:
+        y = einsum(spec, x, weight, module.precision)
+    y = checkpoint_name(y, "product")  # what remat="dots" keeps
+    return y if bias is None else y + bias[...].astype(y.dtype)
 
 
 def dropout(x: Array, rate: Any, key: Array | None) -> Array:
@@ -56,8 +101,8 @@ def rotate(x_bthk: Array, cos_sin: tuple[Array, Array]) -> Array:
 class Norm(nnx.Module):
     """LayerNorm (arXiv:1607.06450) or RMSNorm (arXiv:1910.07467), computed in float32."""
 
-    def __init__(self, width: int, kind: NormKind, bias: bool, epsilon: float) -> None:
-        self.kind, self.epsilon = kind, epsilon
+    def __init__(self, width: int, kind: NormKind, bias: bool, epsilon: Any) -> None:
+        self.kind, self.epsilon = kind, Number(epsilon)
         self.scale = constant((width,), ("norm",), 1.0)
         self.bias = constant((width,), ("norm",), 0.0) if bias and kind == "layernorm" else None
 
@@ -65,7 +110,8 @@ class Norm(nnx.Module):
         y = x_btd.astype(jnp.float32)
         if self.kind == "layernorm":
             y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.epsilon) * self.scale[...]
+        variance = jnp.mean(y * y, -1, keepdims=True)
+        y = y * jax.lax.rsqrt(variance + self.epsilon.value) * self.scale[...]
         if self.bias is not None:
             y = y + self.bias[...]
         return y.astype(x_btd.dtype)
@@ -81,23 +127,27 @@ class Attention(nnx.Module):
         kv_heads: int,
         *,
         bias: bool,
+        std: float,
         out_std: float,
         precision: str,
         backend: str,
         window: int | None,
+        query_scale: float,
         rngs: nnx.Rngs,
     ) -> None:
         self.precision, self.backend, self.window = precision, backend, window
+        self.query_scale = query_scale  # on top of 1 / sqrt(dim)
         dim = width // heads
         q_axes, kv_axes = ("heads", "head_dim"), ("kv_heads", "head_dim")
-        self.q = param(rngs, (width, heads, dim), ("embed", *q_axes), 0.02)
-        self.k = param(rngs, (width, kv_heads, dim), ("embed", *kv_axes), 0.02)
-        self.v = param(rngs, (width, kv_heads, dim), ("embed", *kv_axes), 0.02)
+        self.q = param(rngs, (width, heads, dim), ("embed", *q_axes), std)
+        self.k = param(rngs, (width, kv_heads, dim), ("embed", *kv_axes), std)
+        self.v = param(rngs, (width, kv_heads, dim), ("embed", *kv_axes), std)
         self.out = param(rngs, (heads, dim, width), (*q_axes, "embed"), out_std)
         self.q_bias = constant((heads, dim), q_axes, 0.0) if bias else None
         self.k_bias = constant((kv_heads, dim), kv_axes, 0.0) if bias else None
         self.v_bias = constant((kv_heads, dim), kv_axes, 0.0) if bias else None
         self.out_bias = constant((width,), ("norm",), 0.0) if bias else None
+        histories(self, "q", "k", "v", "out")
 
     def __call__(
         self,
@@ -107,10 +157,13 @@ class Attention(nnx.Module):
         positions_bt: Array,
         cos_sin: tuple[Array, Array] | None,
         cache: dict[str, Array] | None,
+        train: bool,
     ) -> tuple[Array, dict[str, Array] | None]:
-        q = self._project("btd,dhk->bthk", x_btd, self.q, self.q_bias)
-        k = self._project("btd,dgk->btgk", x_btd, self.k, self.k_bias)
-        v = self._project("btd,dgk->btgk", x_btd, self.v, self.v_bias)
+        q = project(self, "q", "btd,dhk->bthk", x_btd, train)
+        k = project(self, "k", "btd,dgk->btgk", x_btd, train)
+        v = project(self, "v", "btd,dgk->btgk", x_btd, train)
+        if self.query_scale != 1:
+            q = (q.astype(jnp.float32) * self.query_scale).astype(q.dtype)
         if cos_sin is not None:
             q, k = rotate(q, cos_sin), rotate(k, cos_sin)
         q = constrain(q, "batch", "sequence", "heads", None)
@@ -127,11 +180,7 @@ class Attention(nnx.Module):
             y = attention(
                 q, cache["k"], cache["v"], window=self.window, query_positions_bt=positions_bt
             )
-        return self._project("bthk,hkd->btd", y, self.out, self.out_bias), cache
-
-    def _project(self, form: str, x: Array, weight: nnx.Param, bias: nnx.Param | None) -> Array:
-        y = einsum(form, x, weight[...], self.precision)
-        return y if bias is None else y + bias[...].astype(y.dtype)
+        return project(self, "out", "bthk,hkd->btd", y, train), cache
 
 
 class MLP(nnx.Module):
@@ -144,27 +193,28 @@ class MLP(nnx.Module):
         *,
         kind: Literal["gelu", "swiglu"],
         bias: bool,
+        std: float,
         out_std: float,
         precision: str,
         rngs: nnx.Rngs,
     ) -> None:
-        self.precision = precision
-        self.up = param(rngs, (width, hidden), ("embed", "mlp"), 0.02)
-        self.gate = (
-            param(rngs, (width, hidden), ("embed", "mlp"), 0.02) if kind == "swiglu" else None
-        )
+        self.precision, self.kind = precision, kind
+        self.up = param(rngs, (width, hidden), ("embed", "mlp"), std)
+        if kind == "swiglu":
+            self.gate = param(rngs, (width, hidden), ("embed", "mlp"), std)
         self.down = param(rngs, (hidden, width), ("mlp", "embed"), out_std)
         self.up_bias = constant((hidden,), ("mlp",), 0.0) if bias else None
         self.down_bias = constant((width,), ("norm",), 0.0) if bias else None
+        self.gate_bias = None
+        histories(self, "up", "down", *(["gate"] if kind == "swiglu" else []))
 
-    def __call__(self, x_btd: Array) -> Array:
-        y = einsum("btd,df->btf", x_btd, self.up[...], self.precision)
-        if self.up_bias is not None:
-            y = y + self.up_bias[...].astype(y.dtype)
-        if self.gate is None:
-            y = jax.nn.gelu(y, approximate=True)
+    def __call__(self, x_btd: Array, *, train: bool) -> Array:
+        y = project(self, "up", "btd,df->btf", x_btd, train)
+        if self.kind == "gelu":
+            # The square in its derivative overflows float16 at 256, and infinity times 0 is NaN.
+            wide = jnp.float32 if y.dtype == jnp.float16 else y.dtype
+            y = jax.nn.gelu(y.astype(wide), approximate=True).astype(y.dtype)
         else:
-            y = y * jax.nn.silu(einsum("btd,df->btf", x_btd, self.gate[...], self.precision))
+            y = y * jax.nn.silu(project(self, "gate", "btd,df->btf", x_btd, train))
         y = constrain(y, "batch", "sequence", "mlp")
-        y = einsum("btf,fd->btd", y, self.down[...], self.precision)
-        return y if self.down_bias is None else y + self.down_bias[...].astype(y.dtype)
+        return project(self, "down", "btf,fd->btd", y, train)

@@ -8,14 +8,17 @@ from typing import Any
 
 import jax
 
-from research.arguments import Count, InputError
+from research.arguments import Count, Fraction, InputError
 from research.kernels.cross_entropy import cross_entropy
 from research.tasks import Aux, Task
 
 
-def make(vocab_size: Count | None = None, chunk: Count | None = None) -> Task:
+def make(
+    vocab_size: Count | None = None, chunk: Count | None = None, label_smoothing: Fraction = 0.0
+) -> Task:
     """Returns the task; `chunk` positions of each example have their logits in memory at a time
-    (None: about 0.5 GiB a device). `vocab_size` None: what the data says."""
+    (None: about 0.5 GiB a device). `vocab_size` None: what the data says. `label_smoothing` of each
+    target is spread over the vocabulary in training; evaluations report the plain loss."""
     if vocab_size is None:
         raise InputError("causal_lm needs vocab_size, or data that decides it")
 
@@ -27,7 +30,10 @@ def make(vocab_size: Count | None = None, chunk: Count | None = None) -> Task:
             variables, *inputs, method="encode", key=key, train=train
         )
         total, correct = cross_entropy(
-            hidden, head, batch["targets"], batch["weight"], vocab_size=vocab_size, chunk=chunk
+            *(hidden, head, batch["targets"], batch["weight"]),
+            vocab_size=vocab_size,
+            chunk=chunk,
+            label_smoothing=label_smoothing if train else 0.0,
         )
         weight = batch["weight"].sum()
         return (total, weight), Aux(model_state, {"accuracy": (correct, weight)})

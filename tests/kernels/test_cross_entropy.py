@@ -105,6 +105,56 @@ def test_bfloat16_is_as_close_as_its_rounding():
     np.testing.assert_allclose(d_head, e_head, atol=0.05)
 
 
+@pytest.mark.core
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_smoothed_labels_equal_those_of_whole_logits(smoothing):
+    """The smoothing is a tracer here; padded columns take no part in it."""
+
+    def smooth(hidden, head, targets, weight):
+        logits = jnp.einsum("btd,dv->btv", hidden, head)[..., :VOCAB]
+        labels = optax.smooth_labels(jax.nn.one_hot(targets, VOCAB), smoothing)
+        nll = optax.softmax_cross_entropy(logits, labels)
+        return (weight * nll).sum(), (weight * (logits.argmax(-1) == targets)).sum()
+
+    @jax.jit
+    def ours(smoothing):
+        call = partial(cross_entropy, vocab_size=VOCAB, chunk=8, label_smoothing=smoothing)
+        return gradients(call, *inputs()), call(*inputs())
+
+    got, values = ours(smoothing)
+    expected = gradients(smooth, *inputs())
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(values[0], smooth(*inputs())[0], rtol=1e-5)
+    assert not np.any(got[1][1][:, VOCAB:])
+
+
+def test_no_smoothing_costs_nothing():
+    def program(**options):
+        run = partial(gradients, partial(cross_entropy, vocab_size=VOCAB, chunk=8, **options))
+        return str(jax.make_jaxpr(run)(*inputs()))
+
+    assert program(label_smoothing=0) == program(label_smoothing=0.0) == program()
+    assert program(label_smoothing=0.1) != program()
+
+
+@pytest.mark.core
+def test_float16_keeps_the_gradient_of_improbable_tokens():
+    """Of probability 2e-8, below float16's least number, where a loss scale does not reach."""
+    hidden, head, targets, weight = inputs()
+    head = (0.1 * head).at[:, 50].set(-8.0)  # with hidden states that add up to 2 or so
+    hidden = (0.1 * hidden + 0.125).astype(jnp.float16)
+    targets = jnp.where(targets == 50, 0, targets)
+    run = partial(gradients, partial(cross_entropy, vocab_size=VOCAB, chunk=8))
+    (_, (d_hidden, d_head, _)) = run(hidden, head, targets, weight)
+    exact = (hidden.astype(jnp.float32), head.astype(jnp.float16).astype(jnp.float32))
+    (_, (e_hidden, e_head, _)) = gradients(plain, *exact, targets, weight)
+    assert d_hidden.dtype == jnp.float16 and 0 < jnp.abs(e_head[:, 50]).max() < 1e-5
+    scale = jnp.abs(e_head[:, 50]).max()
+    np.testing.assert_allclose(d_head[:, 50], e_head[:, 50], atol=0.02 * scale)
+    np.testing.assert_allclose(np.asarray(d_hidden, float), e_hidden, atol=1e-3)
+
+
 def sizes(jaxpr):
     for eqn in jaxpr.eqns:
         yield from (x.aval.size for x in eqn.outvars if hasattr(x.aval, "size"))
