@@ -7,7 +7,8 @@ with jax.set_mesh(run.mesh):
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -63,16 +64,7 @@ def build(
     if config.freeze:
         model = freeze(model, config.freeze)
     task = lookup.find("tasks", config.task.name)(**arguments(config.task))
-    parts = [(name, make_part(name, arguments(config.optim[name]))) for name in config.optim.chain]
-    tx = optim.chain(parts, config.optim.state_dtype)
-
-    def loss(variables: dict, batch: dict, key: jax.Array) -> tuple:
-        return task.loss(model, variables, batch, key, True)
-
-    grad_fn = plain.make(loss)
-    for name in config.gradients.chain:
-        grad_fn = lookup.find("gradients", name)(grad_fn, **arguments(config.gradients[name]))
-
+    tx, train_step = make_step(config, model, task)
     shapes = jax.eval_shape(lambda: new_state(config, model, tx, jax.random.key(0)))
     params = tree.merge(shapes.params, shapes.frozen.get("params", {}))
     check_rules(config, shapes.params, params)
@@ -86,15 +78,7 @@ def build(
         model=model,
         task=task,
         tx=tx,
-        train_step=make_train_step(
-            grad_fn,
-            tx,
-            seed=config.seed,
-            ema=config.ema,
-            swa=None if config.swa.start is None else (config.swa.start, config.swa.every),
-            spike=config.guard.spike,
-            refuse_spikes=config.guard.refuse_spikes,
-        ),
+        train_step=train_step,
         eval_step=make_eval_step(model, task),
         abstract=sharding.with_shardings(shapes, shardings),
         notes=notes + more,
@@ -105,6 +89,37 @@ def build(
         with jax.set_mesh(mesh):
             jax.eval_shape(run.train_step, run.abstract, source.spec)
     return run
+
+
+def make_step(
+    config: ml_collections.FrozenConfigDict,
+    model: Model,
+    task: Task,
+    numbers: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[optax.GradientTransformation, Callable]:
+    """Returns the optimizer and train_step. `numbers` replace those of the config and may be
+    tracers, so that one compiled step serves a whole grid, or a population under jax.vmap:
+
+        step = jax.jit(lambda peak, *args: make_step(..., {"optim.lr.peak": peak})[1](*args))
+    """
+
+    def options(section: str, name: str) -> dict[str, Any]:
+        path = f"{section}.{name}."
+        given = {key.removeprefix(path): x for key, x in numbers.items() if key.startswith(path)}
+        return arguments(config[section][name]) | given
+
+    parts = [(name, make_part(name, options("optim", name))) for name in config.optim.chain]
+    tx = optim.chain(parts, config.optim.state_dtype)
+
+    def loss(variables: dict, batch: dict, key: jax.Array) -> tuple:
+        return task.loss(model, variables, batch, key, True)
+
+    grad_fn = plain.make(loss)
+    for name in config.gradients.chain:
+        grad_fn = lookup.find("gradients", name)(grad_fn, **options("gradients", name))
+    swa = None if config.swa.start is None else (config.swa.start, config.swa.every)
+    rules = {"spike": config.guard.spike, "refuse_spikes": config.guard.refuse_spikes}
+    return tx, make_train_step(grad_fn, tx, seed=config.seed, ema=config.ema, swa=swa, **rules)
 
 
 def make_part(name: str, options: dict[str, Any]) -> optax.GradientTransformation:
