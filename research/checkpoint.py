@@ -63,6 +63,7 @@ class Checkpoints:
         self._keys = sign, verify
         # A store has no modes, and epath refuses any. A folder that fails to be made in the
         # background would leave threads that keep the process from ending for five minutes.
+        mode = None if self._is_remote else 0o750
         now = ocp.options.AsyncOptions(
             post_finalization_callback=self._seal,
             create_directories_asynchronously=False,
@@ -72,9 +73,7 @@ class Checkpoints:
             ocp.CompositeCheckpointHandler(
                 composite_options=ocp.CompositeOptions(async_options=now)
             ),
-            file_options=ocp.options.FileOptions(
-                path_permission_mode=None if self._is_remote else 0o750
-            ),
+            file_options=ocp.options.FileOptions(path_permission_mode=mode),
             async_options=now,
         )
         self._pool = ThreadPoolExecutor(1, "checkpoint")
@@ -115,20 +114,15 @@ class Checkpoints:
             "good": good,
             "metrics": numbers,
             "extra": extra or {},
-            "leaves": {
-                path: [manifest.describe(leaf), sums[path]] for path, leaf in leaves.items()
-            },
+            "leaves": {path: [manifest.describe(x), sums[path]] for path, x in leaves.items()},
         }
         self._notes.pop(step, None)
-        items = {"state": ocp.args.PyTreeSave(leaves)}
-        self._attempt(
-            lambda: self._orbax.save(self.folder / str(step), args=ocp.args.Composite(**items))
-        )
+        args = ocp.args.Composite(state=ocp.args.PyTreeSave(leaves))
+        self._attempt(lambda: self._orbax.save(self._where(), args=args))
         self._saving = self._pool.submit(self._orbax.wait_until_finished)
 
     def _make_place(self, step: int) -> bool:
-        """Whether to save a step: False if it is there. What else has its name is set aside, and a
-        storage that takes nothing is found out, by one process for all."""
+        """Whether the step is not there yet. Sets aside what else has its name, tries the disk."""
         if step in self._steps():
             return False
         if (self.folder / str(step)).exists():
@@ -242,6 +236,8 @@ class Checkpoints:
 
         def find() -> list:
             found, faults = None, []
+            if set_aside:  # so this process alone writes here
+                self._tidy()
             if foreign := [n for n in self.others() if not any(k in n for k in OURS)]:
                 hosts.warn(f"{', '.join(foreign)} in {self.folder} are not checkpoints; left alone")
             steps = [step for step in self._steps() if before is None or step < before]
@@ -372,13 +368,18 @@ class Checkpoints:
             raise DamagedError(f"{where}: {', '.join(changed)} not as saved (checksums differ)")
         return leaves
 
-    def _prune(self) -> None:
-        """Deletes steps that need not be kept, and what killed or failed saves left behind."""
+    def _tidy(self) -> None:
+        """Deletes what killed or failed saves and deletions left behind."""
         steps = self._steps()
         for path in self.folder.glob("*"):
             is_torn = path.name.isdecimal() and int(path.name) not in steps
             if (is_torn and self._is_remote) or path.name.endswith(UNFINISHED):
                 self._delete(path, is_step=False)
+
+    def _prune(self) -> None:
+        """Deletes steps that need not be kept, and remains."""
+        self._tidy()
+        steps = self._steps()
         notes = {step: self._read(step) for step in steps}
         good = [step for step, found in notes.items() if found and found["good"]]
         kept = {self._best(), *steps[-1:], *good[-self.keep :]}
@@ -388,8 +389,7 @@ class Checkpoints:
             self._delete(self.folder / str(step), is_step=True)
 
     def _delete(self, path: epath.Path, is_step: bool) -> None:
-        """Hides a step in one move before it goes, so that a kill never leaves half of one listed.
-        Cleaning up never stands in the way of a save."""
+        """Hides a step in one move before it goes: half a step is never listed. Fails in words."""
         try:
             if is_step and self._is_remote:  # an object store cannot rename
                 (path / COMMITTED).unlink()

@@ -603,6 +603,16 @@ def test_neither_tensorboard_nor_stdout_on_a_full_disk_ends_a_training(text, tmp
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+@pytest.mark.fault("kill in a deletion")
+def test_a_finished_run_that_was_killed_while_it_tidied_up_is_tidied_by_the_next_start(
+    text, copied
+):
+    remains = copied / "checkpoints" / "12.deleted"
+    shutil.copytree(copied / "checkpoints" / "20", remains)
+    assert train(load(text), str(copied)).step == 24  # nothing to do
+    assert not remains.exists()
+
+
 @pytest.mark.fault("disk full")
 def test_a_run_that_cannot_write_its_config_ends_before_the_first_step(
     text, tmp_path, monkeypatch, record_property

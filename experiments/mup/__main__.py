@@ -41,12 +41,15 @@ def make(path: str, steps: int, width: int, mup: bool) -> ShortRuns:
 def coordinates(runs: ShortRuns, updates: int, peak: float) -> dict[str, list[float]]:
     """Returns the mean absolute change of logits and hidden states after each update."""
     run, moved = runs.run, {"logits": [], "hidden": []}
+    width = run.config.model.width
 
     @jax.jit
     def look(params: dict, tokens: jax.Array) -> dict[str, jax.Array]:
         variables = {"params": params, "model_state": {}}
         logits, _ = run.model.apply(variables, tokens)
         (hidden, _), _ = run.model.apply(variables, tokens, method="encode")
+        # Under muP, hidden states come out times the multiplier of the logits.
+        hidden = hidden * (width / (run.config.model.base_width or width))
         return {"logits": logits[..., : run.config.model.vocab_size], "hidden": hidden}
 
     with jax.set_mesh(run.mesh):
