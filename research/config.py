@@ -214,7 +214,9 @@ def _resolve(values: dict) -> dict:
     for key, folder in CHAINS.items():
         config[key] = _resolve_chain(key, folder, dict(config[key] or {}), known)
     if config["precision"] == "fp16" and "loss_scale" not in config["gradients"]["chain"]:
-        chain = (*config["gradients"]["chain"], "loss_scale")
+        chain = config["gradients"]["chain"]
+        end = len(chain) - (chain[-1:] == ("schedule_free",))  # which must stay the last
+        chain = (*chain[:end], "loss_scale", *chain[end:])
         given = config["gradients"] | {"chain": chain}
         config["gradients"] = _resolve_chain("gradients", "gradients", given, known)
     _refuse_contradictions(config)
@@ -239,6 +241,9 @@ def _refuse_contradictions(config: dict) -> None:
                 f"config.optim.chain={','.join(chain)} and {other[names]} must agree on {names}: "
                 "set both or none"
             )
+    for where, names in (("optim", chain), ("gradients", gradients)):
+        if "schedule_free" in names[:-1]:
+            raise InputError(f"config.{where}.chain={','.join(names)}: schedule_free must be last")
     # A penalty is part of the loss: behind the direction it would not be.
     first = next((i for i, name in enumerate(chain) if not name.startswith(BEFORE)), len(chain))
     for name in chain[first:]:

@@ -28,9 +28,10 @@ NOT_HIDDEN = r"(^|/)(embed|positions|head|\w*bias|scale)$"
 
 # Parts of optax that look at norms or matrices of a leaf (a test holds that no other does).
 NORMWISE = (
-    "adafactor", "adaptive_grad_clip", "clip_by_block_rms", "fromage", "lamb", "lars", "novograd",
-    "scale_by_factored_rms", "scale_by_novograd", "scale_by_param_block_norm",
-    "scale_by_param_block_rms", "scale_by_sm3", "scale_by_trust_ratio", "sm3",
+    "adaptive_grad_clip", "centralize", "clip_by_block_rms", "fromage", "lamb", "lars", "novograd",
+    "scale_by_distance_over_gradients", "scale_by_factored_rms", "scale_by_novograd",
+    "scale_by_param_block_norm", "scale_by_param_block_rms", "scale_by_sm3",
+    "scale_by_trust_ratio", "sm3",
 )  # fmt: skip
 
 

@@ -86,12 +86,12 @@ def make(
             return factor ** jnp.sum(count >= jnp.array(boundaries, jnp.int32))
         if schedule == "inverse_sqrt":
             since = jnp.maximum(warmup, 1)
-            return jnp.sqrt(since / jnp.maximum(count + 1, since))
+            return jnp.sqrt(since / jnp.maximum(count + 1.0, since))
         # Of the way from the first update at the peak, or at the cooldown, to the last.
         begin = warmup
         if schedule == "wsd":
             begin = steps - (max(1, steps // 5) if cooldown is None else cooldown)
-        done = jnp.clip((count - begin) / jnp.maximum(steps - begin, 1), 0.0, 1.0)
+        done = jnp.clip((count - 1.0 * begin) / jnp.maximum(steps - begin, 1), 0.0, 1.0)
         if schedule == "exponential":
             return final**done
         if schedule == "restarts":
@@ -107,9 +107,9 @@ def make(
 
     def rate(count: jax.Array) -> jax.Array:
         # Update 0 already moves: (count + 1) / warmup reaches the peak at count = warmup - 1.
-        rise = jnp.minimum(1.0, (count + 1) / jnp.maximum(warmup, 1))
+        rise = jnp.minimum(1.0, (count + 1.0) / jnp.maximum(warmup, 1))
         if schedule == "one_cycle":
-            rise = jnp.minimum(1.0, count / jnp.maximum(warmup, 1))
+            rise = jnp.minimum(1.0, 1.0 * count / jnp.maximum(warmup, 1))
             rise = start + (1 - start) * (1 - jnp.cos(jnp.pi * rise)) / 2
         return peak * rise * shape(count)
 
