@@ -8,6 +8,8 @@ WORKDIR ?= runs/first
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 CONSTRAINTS := $(if $(filter 3.11,$(VERSION)),constraints-3.11.txt,constraints-3.12.txt)
 BIN := $(VENV)/bin
+# Tests of one file stay together, as they share what is slow to make.
+PYTEST := $(BIN)/python -m pytest tests -n 2 --dist loadfile
 
 .PHONY: train test test-all test-core parity format clean
 
@@ -15,14 +17,14 @@ train: $(VENV)/nlp.installed
 	$(BIN)/python -m experiments.first_run --workdir=$(WORKDIR)
 
 test: $(VENV)/test.installed
-	$(BIN)/python -m pytest tests -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/test.installed
-	$(BIN)/python -m pytest tests
+	$(PYTEST)
 
 # What must also hold on another Python and jax: the mathematics, one training run, its resume.
 test-core: $(VENV)/test.installed
-	$(BIN)/python -m pytest tests -m "core and not slow"
+	$(PYTEST) -m "core and not slow"
 
 # Recomputes the fixtures that hold torch's numbers and compares (installs torch and transformers).
 parity: $(VENV)/test.installed

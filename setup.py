@@ -36,6 +36,7 @@ EXTRAS = {
     # zstandard changes how jax compresses what it caches, so its tests need it.
     "test": [
         "pytest>=8",
+        "pytest-xdist>=3.6",
         "hypothesis>=6",
         "ruff>=0.14",
         "zstandard>=0.23",

@@ -48,7 +48,8 @@ def split(tree: dict, patterns: Iterable[str]) -> tuple[dict, dict]:
         parts[hits[0] is not None][path] = leaf
     for pattern in patterns:
         if pattern not in found:
-            raise InputError(f"{pattern!r} matches no parameter; there are {_some(flatten(tree))}")
+            names = [n for path, leaf in flatten(tree).items() for n in unrolled_paths(path, leaf)]
+            raise InputError(f"{pattern!r} matches no parameter; there are {_some(names)}")
     return nest(parts[0]), nest(parts[1])
 
 

@@ -627,12 +627,14 @@ def test_a_run_that_cannot_write_its_config_ends_before_the_first_step(
     record_property("observed", "at the start: one line, exit 74")
 
 
+@pytest.mark.slow
 def test_a_streak_that_a_checkpoint_holds_does_not_outlive_a_rollback(text, tmp_path):
     bad = ["config.data.bad=(7,8,10,11,12,13)", "config.guard.rollback_after=3",
            "config.checkpoint.every=2", "config.checkpoint.keep=9"]  # fmt: skip
     assert train(load(text, *bad), str(tmp_path)).step == 24
 
 
+@pytest.mark.slow
 def test_a_preemption_before_a_rollback_changes_nothing(text, tmp_path):
     """With the default of two kept, what the signal saved must not crowd out what the uncut run
     goes back to."""

@@ -14,6 +14,8 @@ from research.arguments import Count, Positive, Range
 from research.gradients import Gradients
 
 Factor = Annotated[float, Range(1, above=True)]
+# Of the loss's sum, where a token's gradient is not divided by the batch: 2^15 of mean losses, say.
+INITIAL = 2.0**10
 
 
 class LossScale(NamedTuple):
@@ -24,14 +26,14 @@ class LossScale(NamedTuple):
     fell: jax.Array
 
 
-def init(initial: Positive = 2.0**15, **_: Any) -> LossScale:
+def init(initial: Positive = INITIAL, **_: Any) -> LossScale:
     """Returns the scale of step 0."""
     return LossScale(jnp.float32(initial), jnp.int32(0), jnp.bool_(False))
 
 
 def make(
     grad_fn: Callable,
-    initial: Positive = 2.0**15,
+    initial: Positive = INITIAL,
     factor: Factor = 2.0,
     grow_every: Count = 2_000,
     lowest: Positive = 1.0,
