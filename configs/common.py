@@ -32,8 +32,8 @@ def sgd(
 ) -> dict:
     """Returns an optim section: SGD with momentum, decayed in the gradient as torch (L2)."""
     return dict(
-        chain=("decay", "momentum", "lr"),
-        decay=dict(rate=decay, rules=NO_DECAY),
+        chain=("l2", "momentum", "lr"),
+        l2=dict(rate=decay, rules=NO_DECAY),
         momentum=dict(decay=momentum),
         lr=_scheduled(peak, warmup, final),
     )

@@ -24,6 +24,9 @@ from research.models.functional import Model, freeze, narrow
 from research.step import TrainState, init_state, make_eval_step, make_train_step
 from research.tasks import Task
 
+# Numbers that only the state of step 0 is made of.
+AT_START = ("optim.adagrad.accumulator", "gradients.loss_scale.initial")
+
 
 class Run(NamedTuple):
     """A run as values: pure functions, abstract state, and where everything lies."""
@@ -102,6 +105,14 @@ def make_step(
 
         step = jax.jit(lambda peak, *args: make_step(..., {"optim.lr.peak": peak})[1](*args))
     """
+
+    for key in numbers:
+        section, _, rest = key.partition(".")
+        name, _, argument = rest.partition(".")
+        known = section in ("optim", "gradients") and name in config[section].chain
+        # Part of the state from step 0 on, where the step does not look for it again.
+        if not known or argument not in config[section][name] or key in AT_START:
+            raise InputError(f"{key} is no number of this run's step; it would change nothing")
 
     def options(section: str, name: str) -> dict[str, Any]:
         path = f"{section}.{name}."

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import ml_collections
 import optax
 
-from research import lookup
+from research import contradictions, lookup
 from research.arguments import (
     Count,
     InputError,
@@ -49,9 +49,6 @@ SUPPLIED = {
     "optim": (),
     "gradients": ("grad_fn",),
 }
-# Parts of an optimizer that belong to the loss, and what may stand in front of the direction.
-PENALTIES = ("l1", "l2", "orthogonal", "spectral")
-BEFORE = (*PENALTIES, "clip", "agc", "adaptive_grad_clip", "zero_nans", "centralize", "decay")
 # What may differ when a run is resumed: none of it changes the numbers a step computes.
 MAY_DIFFER = (
     "mesh", "log", "checkpoint", "data.workers", "guard.replicas_every", "guard.hang_after"
@@ -214,43 +211,15 @@ def _resolve(values: dict) -> dict:
     for key, folder in CHAINS.items():
         config[key] = _resolve_chain(key, folder, dict(config[key] or {}), known)
     if config["precision"] == "fp16" and "loss_scale" not in config["gradients"]["chain"]:
+        # Behind what adds gradients up or takes two, in front of what looks at them.
         chain = config["gradients"]["chain"]
-        end = len(chain) - (chain[-1:] == ("schedule_free",))  # which must stay the last
+        adds = [i for i, n in enumerate(chain) if n in ("accumulate", "noise_scale", "sam")]
+        end = max(adds, default=-1) + 1
         chain = (*chain[:end], "loss_scale", *chain[end:])
         given = config["gradients"] | {"chain": chain}
         config["gradients"] = _resolve_chain("gradients", "gradients", given, known)
-    _refuse_contradictions(config)
+    contradictions.refuse(config)
     return config
-
-
-def _refuse_contradictions(config: dict) -> None:
-    if config["ema"] is not None and config["swa"]["start"] is not None:
-        raise InputError("config.ema and config.swa.start are both set; keep one average")
-    start, steps = config["swa"]["start"], config["steps"]
-    if start is not None and start >= steps:
-        raise InputError(f"config.swa.start={start} is not within {steps} steps; make it smaller")
-    chain, gradients = config["optim"]["chain"], config["gradients"]["chain"]
-    # Two halves of one method, of which one alone is another method.
-    for here, there, names in (
-        ("schedule_free" in chain, "schedule_free" in gradients, "schedule_free"),
-        ("mup" in chain, config["model"].get("base_width") is not None, "mup"),
-    ):
-        if here != there:
-            other = {"schedule_free": "config.gradients.chain", "mup": "config.model.base_width"}
-            raise InputError(
-                f"config.optim.chain={','.join(chain)} and {other[names]} must agree on {names}: "
-                "set both or none"
-            )
-    for where, names in (("optim", chain), ("gradients", gradients)):
-        if "schedule_free" in names[:-1]:
-            raise InputError(f"config.{where}.chain={','.join(names)}: schedule_free must be last")
-    # A penalty is part of the loss: behind the direction it would not be.
-    first = next((i for i, name in enumerate(chain) if not name.startswith(BEFORE)), len(chain))
-    for name in chain[first:]:
-        if name in PENALTIES:
-            raise InputError(
-                f"config.optim.chain={','.join(chain)}: {name} belongs in front of {chain[first]}"
-            )
 
 
 @contextmanager

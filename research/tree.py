@@ -38,7 +38,7 @@ def split(tree: dict, patterns: Iterable[str]) -> tuple[dict, dict]:
     for path, leaf in flatten(tree).items():
         names = unrolled_paths(path, leaf)
         hits = [next((p for p in patterns if re.search(p, name)), None) for name in names]
-        found |= set(hits)
+        found |= {p for p in patterns if any(re.search(p, name) for name in names)}
         if len({hit is None for hit in hits}) > 1:
             layers = ", ".join(str(i) for i, hit in enumerate(hits) if hit is not None)
             raise InputError(
@@ -50,6 +50,8 @@ def split(tree: dict, patterns: Iterable[str]) -> tuple[dict, dict]:
         if pattern not in found:
             names = [n for path, leaf in flatten(tree).items() for n in unrolled_paths(path, leaf)]
             raise InputError(f"{pattern!r} matches no parameter; there are {_some(names)}")
+    if not parts[0]:
+        raise InputError(f"{', '.join(patterns)} match every parameter; nothing is left to train")
     return nest(parts[0]), nest(parts[1])
 
 

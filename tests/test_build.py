@@ -76,10 +76,26 @@ def test_frozen_parameters_are_sharded_as_ever():
         (["gradients.chain=schedule_free"], "must agree on schedule_free"),
         (
             ["optim.chain=schedule_free,adam,lr", "gradients.chain=schedule_free"],
-            "schedule_free must be last",
+            "adam belongs in front of schedule_free",
         ),
         (["optim.chain=clip,adam,l2,lr"], "l2 belongs in front of adam"),
-        (["optim.chain=adam,lr,orthogonal"], "orthogonal belongs in front of adam"),
+        (["optim.chain=adam,lr,orthogonal"], "orthogonal belongs in front of lr"),
+        (["optim.chain=adam,lr,decay"], "decay belongs in front of lr"),
+        (["optim.chain=decay,adam,lr"], "adam belongs in front of decay; in front it is L2"),
+        (["optim.chain=lr,adam"], "adam belongs in front of lr"),
+        (["optim.chain=adam,lion,lr"], "directions adam and lion; keep one"),
+        (["optim.chain=muon,mup,lr", "model.base_width=16"], "mup is for adagrad"),
+        (["gradients.chain=loss_scale,accumulate"], "accumulate belongs in front of loss_scale"),
+        (["precision=bf16_params", "gradients.chain=sam"], "less than bfloat16 can hold"),
+        (
+            ["optim.chain=adam,lr,schedule_free", "gradients.chain=schedule_free"],
+            "adam has a momentum of its own",
+        ),
+        (
+            ["optim.chain=rmsprop,lr", "optim.rmsprop.centered=True", "optim.state_dtype=fp8"],
+            "subtracts two statistics",
+        ),
+        (["freeze=('.*',)"], "nothing is left to train"),
         (["optim.clip.max_norm=0"], "expected above 0"),
         (["optim.state_dtype=fp4"], "is not an option"),
         (["optim.lr.schedule=cosin"], "did you mean 'cosine'"),
@@ -145,6 +161,13 @@ def test_a_population_trains_as_its_members_alone():
             one, single = alone(one, batch)
         np.testing.assert_allclose(metrics["loss"][i], single["loss"], rtol=1e-5)
     assert len(set(np.asarray(metrics["loss"]).tolist())) == 3
+
+
+@pytest.mark.parametrize("name", ["optim.lion.b1", "model.dropout", "ema", "optim.lr.paek"])
+def test_a_number_that_would_change_nothing_is_refused(name):
+    run = make()
+    with pytest.raises(InputError, match="it would change nothing"):
+        build.make_step(run.config, run.model, run.task, {name: 0.5})
 
 
 def test_optax_parts_that_look_at_norms_are_applied_layer_by_layer():

@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Files of one level do not import each other, but for the orders named here.
 LEVELS = {
     "arguments": 0, "storage": 0, "gcs": 1, "lookup": 0, "tree": 0, "config": 0,
+    "contradictions": 0,
     "kernels": 1, "sharding": 1, "metrics": 1, "utilisation": 1, "flops": 1, "checkpoint": 1,
     "workdir": 1, "hosts": 1, "checksum": 1, "manifest": 1, "signing": 1, "watchdog": 1, "guard": 1,
     "compilation_cache": 1, "saver": 2, "log": 4, "lock": 1, "signals": 1, "resume": 4, "verify": 4,
@@ -16,7 +17,8 @@ LEVELS = {
     "step": 3, "build": 3, "evaluate": 4, "generate": 4, "train": 5, "__main__": 7,
 }  # fmt: skip
 ALLOWED = {
-    ("lookup", "arguments"), ("config", "arguments"), ("config", "lookup"), ("build", "step"),
+    ("lookup", "arguments"), ("config", "arguments"), ("config", "lookup"),
+    ("config", "contradictions"), ("contradictions", "arguments"), ("build", "step"),
     ("generate", "evaluate"), ("checkpoint", "hosts"), ("checkpoint", "manifest"),
     ("checkpoint", "signing"), ("checkpoint", "checksum"), ("signals", "hosts"), ("lock", "hosts"),
     ("storage", "arguments"), ("tree", "arguments"),

@@ -36,7 +36,7 @@ def make(
     initial: Positive = INITIAL,
     factor: Factor = 2.0,
     grow_every: Count = 2_000,
-    lowest: Positive = 1.0,
+    lowest: Positive = 2.0**-16,
 ) -> Callable:
     """Divides the scale by `factor` when a gradient is not finite, down to `lowest`, and multiplies
     it after `grow_every` finite steps. Reports it as the metric `loss_scale`."""

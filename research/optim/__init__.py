@@ -125,6 +125,11 @@ def is_hidden(path: str, leaf: jax.Array) -> bool:
     return leaf.ndim > 1 and re.search(NOT_HIDDEN, path) is None
 
 
+def is_matrix(path: str, leaf: jax.Array) -> bool:
+    """Tells whether a parameter of one layer is a matrix: a bias (heads, k) is a vector."""
+    return leaf.ndim > 1 and re.search(r"(bias|scale)$", path) is None
+
+
 def as_matrix(path: str, leaf: jax.Array) -> tuple[int, int]:
     """Returns the (inputs, outputs) of a parameter of one layer as a matrix: `q` of shape
     (d, heads, k) is (d, heads k), attention's `out` (heads, k, d) is (heads k, d)."""

@@ -8,7 +8,7 @@ import optax
 
 from research import tree
 from research.arguments import Positive
-from research.optim import as_matrix, layerwise
+from research.optim import as_matrix, is_matrix, layerwise
 
 
 def make(
@@ -21,7 +21,7 @@ def make(
     def clip(path: str, u: jax.Array, p: jax.Array) -> jax.Array:
         if any(re.search(pattern, path) for pattern in skip):
             return u
-        shape = as_matrix(path, u) if u.ndim > 1 else (u.size, 1)
+        shape = as_matrix(path, u) if is_matrix(path, u) else (u.size, 1)
         norm = lambda x: jnp.sqrt(jnp.sum(x.reshape(shape) ** 2, 0))  # noqa: E731
         allowed = limit * jnp.maximum(norm(p), epsilon)
         scale = jnp.minimum(1.0, allowed / jnp.maximum(norm(u), 1e-12))

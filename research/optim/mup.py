@@ -3,7 +3,8 @@ steps of hidden matrices shrink with the width. The model has the other half (`b
 
     model=dict(name="gpt", width=512, base_width=64), chain=("clip", "adam", "mup", "decay", "lr")
 
-The learning rate that is best at `base_width` is then near the best at any width.
+The learning rate that is best at `base_width` is then near the best at any width, with the same
+number of heads.
 """
 
 import optax

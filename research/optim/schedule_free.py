@@ -56,6 +56,6 @@ def make(
         step = lambda z, u, d: (z + u - learning_rate * d).astype(z.dtype)  # noqa: E731
         z = jax.tree.map(step, state.z, updates, pulls)
         moved = jax.tree.map(lambda x, z: (share * (z - x)).astype(x.dtype), params, z)
-        return moved, ScheduleFreeState(state.b1, total, max_lr, z)
+        return moved, ScheduleFreeState(jnp.asarray(b1, float), total, max_lr, z)
 
     return optax.GradientTransformationExtraArgs(init, update)

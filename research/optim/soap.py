@@ -8,7 +8,7 @@ import optax
 
 from research import tree
 from research.arguments import Count, NonNegative, Rate
-from research.optim import as_matrix, layerwise
+from research.optim import as_matrix, is_matrix, layerwise
 
 
 class SoapState(NamedTuple):
@@ -44,7 +44,8 @@ def make(
     """
 
     def sides(path: str, p: jax.Array) -> tuple[int | None, int | None]:
-        small = lambda size: size if p.ndim > 1 and size <= max_dim else None  # noqa: E731
+        turns = is_matrix(path, p)
+        small = lambda size: size if turns and size <= max_dim else None  # noqa: E731
         inputs, outputs = as_matrix(path, p)
         return small(inputs), small(outputs)
 
@@ -95,11 +96,26 @@ def make(
         changed = tree.map_named(turned, scaled, *flipped)
 
         statistics = (statistic(0), statistic(1))
-        first = lambda s, _: jnp.linalg.eigh(s)[1]  # noqa: E731
-        again = lambda s, q: jnp.linalg.qr(_product(s, q))[0]  # noqa: E731
+
+        def begin(statistics: Any, bases: Any, nu: Any) -> tuple:
+            return jax.tree.map(lambda s: jnp.linalg.eigh(s)[1][:, ::-1], statistics), nu
+
+        def refresh(statistics: Any, bases: Any, nu: Any) -> tuple:
+            # The largest first: from any other order, QR would turn the basis over.
+            order = jax.tree.map(_order, statistics, bases)
+            sort = lambda s, q, o: jnp.linalg.qr(_product(s, q[:, o]))[0]  # noqa: E731
+            return jax.tree.map(sort, statistics, bases, order), tree.map_named(
+                permuted, nu, *order
+            )
+
+        def permuted(path: str, v: jax.Array, left: Any, right: Any) -> jax.Array:
+            m = v.reshape(as_matrix(path, v))
+            m = m if left is None else m[left]
+            return (m if right is None else m[:, right]).reshape(v.shape)
+
+        keep = lambda statistics, bases, nu: (bases, nu)  # noqa: E731
         which = jnp.where(begins, 0, jnp.where(count % frequency == 0, 1, 2))
-        ways = [lambda s, q, f=f: jax.tree.map(f, s, q) for f in (first, again, lambda _, q: q)]
-        bases = jax.lax.switch(which, ways, statistics, state.bases)
+        bases, nu = jax.lax.switch(which, [begin, refresh, keep], statistics, state.bases, nu)
         return changed, Layer(mu, nu, statistics, bases)
 
     inner = layerwise(optax.GradientTransformationExtraArgs(init, step))
@@ -112,6 +128,11 @@ def make(
         return changed, SoapState(state.count + 1, layers)
 
     return optax.GradientTransformation(start, update)
+
+
+def _order(statistic: jax.Array, basis: jax.Array) -> jax.Array:
+    """Returns the columns of a basis by how much of the statistic they hold, the most first."""
+    return jnp.argsort(-jnp.sum(basis * _product(statistic, basis), axis=0))
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
