@@ -29,7 +29,7 @@ RESULTS = Path(__file__).parent / "results" / "results.json"
 
 
 def main() -> None:
-    """Runs every mode that the results do not hold yet, and writes them after each."""
+    """Runs every mode, then writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--path", required=True, help="tinyshakespeare's input.txt")
     parser.add_argument("--seeds", type=int, default=3)
