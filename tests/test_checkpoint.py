@@ -102,6 +102,7 @@ def test_saved_bits_survive_donation_right_after_the_save(tmp_path):
 def test_restore_onto_another_mesh_is_equal_to_the_bit(tmp_path, state):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(7, state)
+    checkpoints.wait()
     other = make_state(make_mesh(fsdp=4, tensor=2), P(None, ("tensor", "fsdp")))
     abstract = abstract_of(other)
     restored = checkpoints.restore(7, abstract)
