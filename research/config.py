@@ -205,9 +205,9 @@ def _resolve(values: dict) -> dict:
         name = check(section.pop("name"), str, f"config.{key}.name")
         make = lookup.find(folder, name)
         config[key] = {"name": name} | complete(make, section, f"config.{key}", SUPPLIED[key])
-    # What None in an optimizer's part stands for: a schedule spans the run, muP knows the model.
-    model = config["model"]
-    known = {"steps": config["steps"]} | {k: model.get(k) for k in ("width", "base_width")}
+    # What None in an optimizer's part stands for: a schedule spans the run, some know the model.
+    of_model = ("width", "base_width", "num_layers")
+    known = {"steps": config["steps"]} | {name: config["model"].get(name) for name in of_model}
     for key, folder in CHAINS.items():
         config[key] = _resolve_chain(key, folder, dict(config[key] or {}), known)
     if config["precision"] == "fp16" and "loss_scale" not in config["gradients"]["chain"]:

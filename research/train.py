@@ -21,7 +21,7 @@ from research.checksum import checksums
 from research.evaluate import evaluate_split
 from research.lock import locked
 from research.log import Log
-from research.metrics import Writer, draw_loss, draw_schedule, read
+from research.metrics import Writer, draw_loss, draw_schedule
 from research.resume import is_lost, notes, refuse, restore, roll_back
 from research.saver import Saver
 from research.signals import catch_signals
@@ -70,7 +70,7 @@ def train(
         start = checkpoints.newest(set_aside=True) or 0
         refuse(run, validation, folder, checkpoints, start, profile, allow_drift)
         if start >= last:
-            draw(run, folder)  # the run may have been killed before it could
+            draw(folder)  # the run may have been killed before it could
             hosts.say(f"nothing to do: {folder} already has {start} of {config.steps} steps")
             return Result(start, False, {})
         hosts.say(build.describe(run))
@@ -85,7 +85,7 @@ def train(
         path = workdir.epath.Path(folder)
         with open_writer(run, path, start) as writer, closing(Stopwatch()) as watch:
             workdir.write_config(path, config, run.source.tokenizer)
-            draw(run, folder)
+            draw(folder, run)
             log, saver = Log(run, writer, watch), Saver(checkpoints, config.checkpoint.every)
             streak, again = int(state.guard.streak), int(state.guard.rolled_back)
             ends = tracing = False
@@ -143,22 +143,21 @@ def train(
             hosts.say(watch.sentence())
             if log.refused:
                 hosts.say(f"{log.refused} updates were refused; metrics.jsonl names the steps")
-        draw(run, folder)
+        draw(folder)
     return Result(step, step < last, numbers)
 
 
-def draw(run: build.Run, folder: str) -> None:
-    """Draws what there is on the first process: the learning rate to come, the loss so far. Numbers
+def draw(folder: str, run: build.Run | None = None) -> None:
+    """Draws the learning rate to come of `run`, or the loss so far, on the first process. Numbers
     are saved elsewhere, so a failure is only said."""
     path = workdir.epath.Path(folder)
     try:
         if jax.process_index() != 0:
             return
-        rates = build.learning_rates(run)
-        if rates is not None and not (path / "schedule.png").exists():
-            hosts.say(draw_schedule(rates, path / "schedule.png"))
-        if (path / "metrics.jsonl").exists() and read(path / "metrics.jsonl"):
+        if run is None and (path / "metrics.jsonl").exists():
             hosts.say(draw_loss(path / "metrics.jsonl", path / "loss.png"))
+        elif run is not None and (rates := build.learning_rates(run)) is not None:
+            hosts.say(draw_schedule(rates, path / "schedule.png"))
     except Exception as error:
         hosts.warn(f"no picture: {type(error).__name__}: {error}")
 

@@ -28,12 +28,22 @@ def flatten(tree: Any) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def check_patterns(patterns: Iterable[str], where: str) -> None:
+    """Raises InputError for what is no regex."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise InputError(f"{where}: {pattern!r} is not a regex: {error}") from error
+
+
 def split(tree: dict, patterns: Iterable[str]) -> tuple[dict, dict]:
     """Returns the leaves of nested dicts whose path matches no pattern, and those that match one.
 
     Raises InputError for a pattern that matches nothing, or some layers of a stacked leaf only.
     """
     patterns, found = tuple(patterns), set()
+    check_patterns(patterns, "config.freeze")
     parts: tuple[dict, dict] = ({}, {})  # by path
     for path, leaf in flatten(tree).items():
         names = unrolled_paths(path, leaf)

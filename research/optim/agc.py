@@ -16,7 +16,8 @@ def make(
 ) -> optax.GradientTransformation:
     """Scales the gradient of each unit, the weights into one output, to a norm of at most `limit` x
     the norm of those weights (at least `epsilon`). Paths that match `skip` are left alone, as the
-    paper does with the last layer; vectors are one unit."""
+    paper does with the last layer (a tied one is `embed`); vectors are one unit."""
+    tree.check_patterns(skip, "config.optim.agc.skip")
 
     def clip(path: str, u: jax.Array, p: jax.Array) -> jax.Array:
         if any(re.search(pattern, path) for pattern in skip):

@@ -1,13 +1,12 @@
 """Decoupled weight decay (arXiv:1711.05101) by rules over parameter paths."""
 
-import re
 from collections.abc import Callable
 
 import jax
 import optax
 
 from research.arguments import InputError, NonNegative
-from research.tree import rule_values
+from research.tree import check_patterns, rule_values
 
 
 def make(rate: NonNegative = 0.1, rules: tuple = ()) -> optax.GradientTransformation:
@@ -37,7 +36,4 @@ def check_rules(rules: tuple, name: str) -> None:
         is_pair = isinstance(rule, tuple | list) and len(rule) == 2
         if not is_pair or not isinstance(rule[0], str) or isinstance(rule[1], str):
             raise InputError(f"{name}.rules holds {rule!r}; expected (regex, multiplier)")
-        try:
-            re.compile(rule[0])
-        except re.error as error:
-            raise InputError(f"{name}.rules: {rule[0]!r} is not a regex: {error}") from error
+    check_patterns((pattern for pattern, _ in rules), f"{name}.rules")

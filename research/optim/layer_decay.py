@@ -9,27 +9,27 @@ import numpy as np
 import optax
 
 from research import tree
-from research.arguments import Positive
+from research.arguments import Count, InputError, Positive
 
 
 def make(
-    factor: Positive = 0.8, first: str = r"(^|/)(embed|positions)$"
+    factor: Positive = 0.8,
+    first: str = r"(^|/)(embed|positions)$",
+    num_layers: Count | None = None,
 ) -> optax.GradientTransformation:
     """Multiplies updates by factor ** (layers above): the last layer by `factor`, the first by
     factor ** layers, what matches `first` (embeddings) by factor ** (layers + 1); the rest, head
-    and final norm, by 1."""
+    and final norm, by 1. `num_layers` None: those of the model."""
+    tree.check_patterns((first,), "config.optim.layer_decay.first")
+    if num_layers is None:
+        raise InputError("layer_decay needs num_layers, the layers of the model; set it")
 
     def update(updates: optax.Updates, state: optax.EmptyState, params: object = None) -> tuple:
-        found = tree.flatten(updates)
-        names = [name for path, leaf in found.items() for name in tree.unrolled_paths(path, leaf)]
-        indices = [int(m[1]) for name in names if (m := re.search(r"(?:^|/)layers/(\d+)/", name))]
-        layers = max(indices, default=-1) + 1
-
         def depth(name: str) -> int:
             match = re.search(r"(?:^|/)layers/(\d+)/", name)
             if match:
-                return layers - int(match[1])
-            return layers + 1 if re.search(first, name) else 0
+                return num_layers - int(match[1])
+            return num_layers + 1 if re.search(first, name) else 0
 
         def one(path: str, leaf: jax.Array) -> jax.Array:
             depths = np.array([depth(name) for name in tree.unrolled_paths(path, leaf)])

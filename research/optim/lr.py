@@ -90,7 +90,7 @@ def make(
         # Of the way from the first update at the peak, or at the cooldown, to the last.
         begin = warmup
         if schedule == "wsd":
-            begin = steps - (max(1, steps // 5) if cooldown is None else cooldown)
+            begin = steps - (jnp.maximum(1, steps // 5) if cooldown is None else cooldown)
         done = jnp.clip((count - 1.0 * begin) / jnp.maximum(steps - begin, 1), 0.0, 1.0)
         if schedule == "exponential":
             return final**done

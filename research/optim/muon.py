@@ -50,6 +50,8 @@ def make(
     `rest_rate`. Raises InputError for a regex that finds some layers of a stacked parameter only.
     """
 
+    tree.check_patterns(rest, "config.optim.muon.rest")
+
     def is_rest(path: str, p: jax.Array) -> bool:
         names = tree.unrolled_paths(path, p)
         hits = [any(re.search(pattern, name) for pattern in rest) for name in names]

@@ -24,7 +24,8 @@ def make(
 ) -> optax.GradientTransformation:
     """Multiplies updates by a scale that starts at 1 and is multiplied by `factor` after `patience`
     windows whose mean loss is not below the best one by the part `threshold`; then waits `cooldown`
-    windows, and never falls below `lowest`."""
+    windows, and never falls below `lowest`. The metric `learning_rate` is that of `lr`, without
+    this scale."""
     return optax.contrib.reduce_on_plateau(
         factor=factor,
         patience=patience,

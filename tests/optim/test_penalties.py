@@ -140,14 +140,14 @@ def test_learning_rates_of_their_own_go_by_path_and_layer():
 
 def test_layer_wise_decay_shrinks_towards_the_input_scanned_or_not():
     ones = jax.tree.map(jnp.ones_like, PARAMS)
-    found = run(layer_decay.make(0.5), ones)
+    found = run(layer_decay.make(0.5, num_layers=3), ones)
     assert list(found["layers"]["mlp"]["up"][:, 0, 0]) == [0.125, 0.25, 0.5]
     assert found["embed"][0, 0] == 0.0625 and found["head"][0, 0] == 1.0
     unrolled = {
         "layers": {str(i): {"w": jnp.ones((2, 2))} for i in range(3)},
         "embed": jnp.ones(2),
     }
-    found = run(layer_decay.make(0.5), unrolled, unrolled)
+    found = run(layer_decay.make(0.5, num_layers=3), unrolled, unrolled)
     assert [float(found["layers"][str(i)]["w"][0, 0]) for i in range(3)] == [0.125, 0.25, 0.5]
 
 
