@@ -46,7 +46,7 @@ class ShortRuns:
         given = {name: np.float32(numbers[name]) for name in self.names}
         curve, metrics = [], {}
         with jax.set_mesh(run.mesh):
-            state = build.init(run)
+            state, given["seed"] = build.init(run), np.uint32(seed)
             batches = build.batches(run, source)
             for step, batch in enumerate(batches, 1):
                 state, metrics = self.step(given, state, batch)

@@ -100,13 +100,14 @@ def make_step(
     task: Task,
     numbers: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[optax.GradientTransformation, Callable]:
-    """Returns the optimizer and train_step. `numbers` replace those of the config and may be
-    tracers, so that one compiled step serves a whole grid, or a population under jax.vmap:
+    """Returns the optimizer and train_step. `numbers` (of optim, gradients, and `seed`, an integer)
+    replace those of the config and may be tracers, so that one compiled step serves a whole grid,
+    or a population under jax.vmap:
 
         step = jax.jit(lambda peak, *args: make_step(..., {"optim.lr.peak": peak})[1](*args))
     """
 
-    for key in numbers:
+    for key in numbers.keys() - {"seed"}:
         section, _, rest = key.partition(".")
         name, _, argument = rest.partition(".")
         known = section in ("optim", "gradients") and name in config[section].chain
@@ -130,7 +131,8 @@ def make_step(
         grad_fn = lookup.find("gradients", name)(grad_fn, **options("gradients", name))
     swa = None if config.swa.start is None else (config.swa.start, config.swa.every)
     rules = {"spike": config.guard.spike, "refuse_spikes": config.guard.refuse_spikes}
-    return tx, make_train_step(grad_fn, tx, seed=config.seed, ema=config.ema, swa=swa, **rules)
+    seed = numbers.get("seed", config.seed)
+    return tx, make_train_step(grad_fn, tx, seed=seed, ema=config.ema, swa=swa, **rules)
 
 
 def make_part(name: str, options: dict[str, Any]) -> optax.GradientTransformation:
@@ -152,7 +154,8 @@ def new_state(
         init = lookup.find("gradients", name, function="init")
         if init is not None:
             grad_state[name] = init(**arguments(config.gradients[name]))
-    average = kept(config) == "ema"
+    average = "swa" if config.swa.start is not None else None
+    average = "ema" if config.ema is not None else average
     return init_state(model.init(key), tx, average, config.guard.window, grad_state)
 
 

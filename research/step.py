@@ -27,25 +27,29 @@ class TrainState(NamedTuple):
     model_state: Any  # batch statistics
     opt_state: Any
     grad_state: Any  # of the gradient wrappers: a loss scale
-    ema: Any  # {"params", "model_state"} averaged over updates (ema) or steps (swa), or None
+    # {"params", "model_state"} averaged over updates (ema), or over steps and their "count" (swa)
+    ema: Any
     guard: Guard  # of the losses so far: which update counts
 
 
 def init_state(
     variables: dict,
     tx: optax.GradientTransformation,
-    average: bool = False,
+    average: str | None = None,
     window: int = 64,
     grad_state: dict | None = None,
 ) -> TrainState:
-    """Returns the state of step 0 for `variables` as a model's `init` makes them."""
+    """Returns the state of step 0 for `variables` as a model's `init` makes them, with an `average`
+    "ema", "swa" or None."""
     params, model_state = variables["params"], variables["model_state"]
     ema = None
-    if average:
+    if average is not None:
         # Copies: the step donates its state, and one buffer cannot be given away twice. Float32,
         # also of bfloat16 parameters: their average moves by less than their spacing.
         wide = lambda x: jnp.array(x, jnp.promote_types(x.dtype, jnp.float32))  # noqa: E731
         ema = jax.tree.map(wide, {"params": params, "model_state": model_state})
+    if average == "swa":
+        ema["count"] = jnp.zeros((), jnp.int32)
     frozen = variables.get("frozen", {})
     step = jnp.zeros((), jnp.int32)
     opt_state, guard = tx.init(params), guard_lib.init(window)
@@ -56,7 +60,7 @@ def make_train_step(
     grad_fn: Callable,
     tx: optax.GradientTransformation,
     *,
-    seed: int,
+    seed: int | jax.Array,
     ema: float | None = None,
     swa: tuple[int, int] | None = None,
     spike: float | None = None,
@@ -103,9 +107,13 @@ def make_train_step(
         old = {name: getattr(state, name) for name in new}
         new = jax.tree.map(lambda n, o: jnp.where(accepted, n, o), new, old)
         if swa is not None:
-            since, every = state.step + 1 - swa[0], swa[1]
-            share = jnp.where(since % every == 0, 1 / (since // every + 1), 0.0)
-            new["ema"] = mix(state.ema, new, jnp.where(since < 0, 1.0, share))
+            # Counted, not worked out from the step: a rollback leaves steps out.
+            start, every = swa
+            since = state.step + 1 - start
+            count = state.ema["count"] + (since >= 0)
+            averaged = lambda: mix(state.ema, new, 1 / jnp.maximum(count, 1)) | {"count": count}  # noqa: E731
+            due = (since < 0) | (since % every == 0)
+            new["ema"] = jax.lax.cond(due, averaged, lambda: state.ema)
 
         metrics = {"loss": loss, "grad_norm": grad_norm, "weight": sums.weight}
         metrics |= {name: total / weight for name, (total, weight) in sums.metrics.items()}
@@ -120,9 +128,8 @@ def make_train_step(
 
 def mix(average: dict, live: dict, share: jax.Array | float) -> dict:
     """Moves an average of weights and model state by `share` of the way to `live`."""
-    return jax.tree.map(
-        lambda a, x: (a + share * (x - a)).astype(a.dtype), average, {n: live[n] for n in average}
-    )
+    move = lambda a, x: (a + share * (x - a)).astype(a.dtype)  # noqa: E731
+    return {n: jax.tree.map(move, average[n], live[n]) for n in ("params", "model_state")}
 
 
 def make_eval_step(model: Any, task: Any) -> Callable:

@@ -91,7 +91,7 @@ def make_step(tx, **options):
         "params": {"w": jnp.ones(3)},
         "model_state": {"mean": jnp.float32(0), "scale": jnp.float32(1)},
     }
-    state = init_state(variables, tx, 0.9)._replace(grad_state={"scale": jnp.float32(1)})
+    state = init_state(variables, tx, "ema")._replace(grad_state={"scale": jnp.float32(1)})
     return jax.jit(make_train_step(grad_fn, tx, seed=0, ema=0.9, **options)), state
 
 

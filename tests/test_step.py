@@ -39,7 +39,12 @@ def make(micro_batches=1, ema=None, **shape):
     if micro_batches > 1:
         grad_fn = accumulate.make(grad_fn, micro_batches)
     step = make_train_step(grad_fn, tx, seed=0, ema=ema)
-    return model, tx, step, lambda: init_state(model.init(jax.random.key(0)), tx, ema)
+    return (
+        model,
+        tx,
+        step,
+        lambda: init_state(model.init(jax.random.key(0)), tx, None if ema is None else "ema"),
+    )
 
 
 def make_batches(count, rows=16):
