@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from research import tree
 from research.arguments import Count, Positive
-from research.optim import layerwise
+from research.optim import as_matrix, is_matrix, layerwise
 
 
 class AdafactorState(NamedTuple):
@@ -22,7 +23,7 @@ class AdafactorState(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Means of the squared gradient over one axis each, or of all elements: the others None."""
+    """Mean squares of each row and column, or of every element: the others None."""
 
     nu_row: Any
     nu_col: Any
@@ -40,30 +41,35 @@ def make(
     """Scales by factored second moments whose memory is 1 - t^-decay, each layer by itself.
 
     The update is scaled down to an RMS of `max_rms` (None: not), and times the parameter's RMS, at
-    least `least` (`relative`). The two largest axes are factored if both have `min_size` elements:
-    1 is as torch and the paper, whose eps differ by less than float32 can tell.
+    least `least` (`relative`). Factored are matrices (optim.as_matrix: heads belong together) with
+    at least `min_size` rows and columns: 1 is as torch and the paper, whose eps differ by less than
+    float32 can tell.
     """
 
-    def axes(p: jax.Array) -> tuple[int, int] | None:
-        """The axes that rows and columns are averaged over: the largest and the second."""
-        order = sorted(range(p.ndim), key=lambda axis: (p.shape[axis], axis))
-        return order[-1:-3:-1] if p.ndim > 1 and p.shape[order[-2]] >= min_size else None
+    def is_factored(path: str, p: jax.Array) -> bool:
+        return is_matrix(path, p) and min(as_matrix(path, p)) >= min_size
 
     def init(params: optax.Params) -> Moments:
-        def without(which: int) -> Any:
-            mean = lambda p: axes(p) and jnp.zeros_like(p.mean(axes(p)[which]))  # noqa: E731
-            return jax.tree.map(mean, params)
+        def side(which: int) -> Any:
+            def one(path: str, p: jax.Array) -> Any:
+                size = as_matrix(path, p)[which]
+                return jnp.zeros(size, p.dtype) if is_factored(path, p) else None
 
-        whole = jax.tree.map(lambda p: None if axes(p) else jnp.zeros_like(p), params)
-        return Moments(without(0), without(1), whole)
+            return tree.map_named(one, params)
 
-    def one(g: jax.Array, p: jax.Array, row: Any, col: Any, nu: Any, keep: jax.Array) -> tuple:
+        whole = lambda path, p: None if is_factored(path, p) else jnp.zeros_like(p)  # noqa: E731
+        return Moments(side(0), side(1), tree.map_named(whole, params))
+
+    def one(
+        path: str, g: jax.Array, p: jax.Array, row: Any, col: Any, nu: Any, keep: jax.Array
+    ) -> tuple:
         square, keep = g * g + eps, keep.astype(g.dtype)
         mix = lambda old, new: keep * old + (1 - keep) * new  # noqa: E731
-        if found := axes(p):
-            row, col = mix(row, square.mean(found[0])), mix(col, square.mean(found[1]))
-            rows, cols = jnp.expand_dims(row, found[0]), jnp.expand_dims(col, found[1])
-            u = g * jax.lax.rsqrt(rows / rows.mean(found[1], keepdims=True)) * jax.lax.rsqrt(cols)
+        if is_factored(path, p):
+            square = square.reshape(as_matrix(path, p))
+            row, col = mix(row, square.mean(1)), mix(col, square.mean(0))
+            scale = jnp.outer(jax.lax.rsqrt(row / row.mean()), jax.lax.rsqrt(col))
+            u = g * scale.reshape(g.shape)
         else:
             nu = mix(nu, square)
             u = g * jax.lax.rsqrt(nu)
@@ -73,7 +79,7 @@ def make(
 
     def step(updates: Any, state: Moments, params: Any, *, keep: jax.Array, **_: Any) -> tuple:
         each = lambda *leaves: one(*leaves, keep)  # noqa: E731
-        parts = jax.tree.map(each, updates, params, *state)
+        parts = tree.map_named(each, updates, params, *state)
         pick = lambda i: jax.tree.map(lambda _, part: part[i], updates, parts)  # noqa: E731
         return pick(0), Moments(pick(1), pick(2), pick(3))
 
