@@ -129,7 +129,8 @@ def state_shardings(mesh: Mesh, state: Any, params: Any) -> tuple[Any, list[str]
     """Returns shardings for a whole abstract state and a line for each large replicated leaf.
 
     A leaf whose path ends in a parameter's path takes that parameter's sharding if the shapes
-    agree; a factored statistic keeps the axes that survive; all else is replicated.
+    agree; a factored statistic keeps the axes that survive; the rows of a square one (n, n), where
+    n is the size of neighbouring axes, lie as the first of those; all else is replicated.
     (jax.eval_shape of tx.init drops shardings, which would replicate the moments without a word.)
     """
     known = {path: (leaf.shape, leaf.sharding.spec) for path, leaf in tree.flatten(params).items()}
@@ -147,11 +148,23 @@ def state_shardings(mesh: Mesh, state: Any, params: Any) -> tuple[Any, list[str]
             kept = [d for d in range(len(shape)) if shape[:d] + shape[d + 1 :] == leaf.shape]
             if len(kept) == 1:  # one axis was summed away; two candidates would be a guess
                 return NamedSharding(mesh, P(*axes[: kept[0]], *axes[kept[0] + 1 :]))
+            begin = _square_side(shape, leaf.shape)
+            if begin is not None:
+                return NamedSharding(mesh, P(*axes[: leaf.ndim - 2], axes[begin], None))
         if leaf.size > SMALL:
             notes.append(f"{path} {leaf.shape}: no parameter of this path and shape")
         return NamedSharding(mesh, P())
 
     return tree.map_named(place, state), notes
+
+
+def _square_side(shape: tuple[int, ...], square: tuple[int, ...]) -> int | None:
+    """Returns the first of the neighbouring axes of `shape` that make a side of `square`."""
+    before = len(square) - 2
+    if before < 0 or square[-1] != square[-2] or square[:before] != shape[:before]:
+        return None
+    ranges = [(i, j) for i in range(before, len(shape)) for j in range(i + 1, len(shape) + 1)]
+    return next((i for i, j in ranges if int(np.prod(shape[i:j])) == square[-1]), None)
 
 
 def with_shardings(abstract: Any, shardings: Any) -> Any:
