@@ -100,25 +100,28 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     summary = {"steps": arguments.steps, "best": best, "shift": shift, **found, **versions()}
     (RESULTS / "results.json").write_text(json.dumps(summary, indent=2) + "\n")
-    draw(found)
+    draw()
 
 
-def draw(found: dict) -> None:
-    """Draws both measurements: left how far logits move, right loss over learning rate."""
+def draw() -> None:
+    """Draws results.json: left how far logits and hidden states move, right the loss."""
     from matplotlib.figure import Figure
 
+    found = json.loads((RESULTS / "results.json").read_text())
     figure = Figure(figsize=(10, 6.5), dpi=150, layout="constrained")
     for row, kind in enumerate(("muP", "standard")):
         left, right = figure.add_subplot(2, 2, 2 * row + 1), figure.add_subplot(2, 2, 2 * row + 2)
         for name in ("logits", "hidden"):
             for update in (0, 2, 4):
-                moved = [found["coordinates"][kind][width][name][update] for width in WIDTHS]
+                moved = [found["coordinates"][kind][str(w)][name][update] for w in WIDTHS]
                 style = "-" if name == "logits" else "--"
                 left.loglog(WIDTHS, moved, style, marker="o", label=f"{name}, update {update + 1}")
         left.set(title=f"{kind}: mean change of coordinates", xlabel="width")
         left.set_xticks(WIDTHS, [str(width) for width in WIDTHS])
+        left.minorticks_off()
         for width, losses in found["losses"][kind].items():
-            right.semilogx(list(losses), list(losses.values()), marker="o", label=f"width {width}")
+            rates = [float(rate) for rate in losses]
+            right.semilogx(rates, list(losses.values()), marker="o", label=f"width {width}")
         right.set(title=f"{kind}: validation loss", xlabel="learning rate", ylim=(None, 3.4))
         for axes in (left, right):
             axes.grid(alpha=0.25)
