@@ -245,9 +245,9 @@ def _refuse_odd(value: Any, where: str) -> None:
             _refuse_odd(item, f"{where}.{key}")
     elif isinstance(value, tuple | list):
         for item in value:
+            _refuse_odd(item, where)
             if isinstance(item, dict):
                 raise InputError(f"{where} holds a dict in a tuple; expected numbers, text, tuples")
-            _refuse_odd(item, where)
     elif not isinstance(value, str | int | float | None):
         shown = masked(where, value)
         raise InputError(f"{where}={shown!r} is no number, text, tuple or dict")

@@ -9,23 +9,12 @@ import sys
 import time
 
 import jax
-import numpy as np
 import pytest
 
 from research import build, manifest, workdir
 from research.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    words = ["the", "cat", "sat", "on", "a", "mat", "and", "ran", "far", "away", "\n"]
-    rng = np.random.default_rng(0)
-    for number in range(60):
-        (folder / f"{number}.txt").write_text(" ".join(rng.choice(words, 200)))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -19,17 +19,6 @@ from research.generate import generate
 from research.train import train
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    """A folder of small text files, the same every time."""
-    folder = tmp_path_factory.mktemp("text")
-    rng = np.random.default_rng(0)
-    words = ["the", "cat", "sat", "on", "a", "mat", "and", "ran", "far", "away", "\n"]
-    for number in range(60):
-        (folder / f"{number}.txt").write_text(" ".join(rng.choice(words, 200)))
-    return folder
-
-
 def load(text, *overrides, steps=12):
     return config_lib.load(
         "configs/nlp/gpt.py:tiny",
