@@ -150,8 +150,8 @@ def check(value: Any, hint: Any, where: str) -> Any:
     origin = typing.get_origin(hint) or hint
     if origin is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if origin is tuple and isinstance(value, list):
-        value = tuple(value)
+    if origin is tuple:
+        value = _tuples(value)
     if isinstance(origin, type) and origin is not object:
         # bool is a subclass of int: layers=True would quietly be one layer.
         if not isinstance(value, origin) or (isinstance(value, bool) and origin is not bool):
@@ -160,6 +160,11 @@ def check(value: Any, hint: Any, where: str) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{where}={value} is not a finite number; expected a finite {hint}")
     return value
+
+
+def _tuples(value: Any) -> Any:
+    """Returns lists as the tuples they are meant to be, at every depth."""
+    return tuple(map(_tuples, value)) if isinstance(value, tuple | list) else value
 
 
 def _parse(text: str, hint: Any) -> Any:

@@ -205,6 +205,7 @@ def _resolve(values: dict) -> dict:
         name = check(section.pop("name"), str, f"config.{key}.name")
         make = lookup.find(folder, name)
         config[key] = {"name": name} | complete(make, section, f"config.{key}", SUPPLIED[key])
+    config["freeze"] = tuple(check(path, str, "config.freeze") for path in config["freeze"])
     # What None in an optimizer's part stands for: a schedule spans the run, some know the model.
     of_model = ("width", "base_width", "num_layers")
     known = {"steps": config["steps"]} | {name: config["model"].get(name) for name in of_model}
