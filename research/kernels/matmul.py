@@ -28,8 +28,9 @@ def exactness(dtype: jnp.dtype) -> jax.lax.Precision:
 def einsum(spec: str, x: jax.Array, w: jax.Array, precision: Precision) -> jax.Array:
     """Returns jnp.einsum(spec, x, w) in `compute_dtype(precision)`, accumulated in float32.
 
-    No preferred_element_type: every backend accumulates a bfloat16 product in float32 and rounds it
-    once, while asking for a float32 result would make both products of the backward pass float32.
+    No preferred_element_type: accelerators accumulate a bfloat16 product in float32 and round it
+    once (CPUs too, but for some small ones from jax 0.12 on), while asking for a float32 result
+    would make both products of the backward pass float32.
     fp8 is scaled by what its operands hold; a layer that keeps a history calls fp8_einsum itself.
     """
     if precision == "int8":

@@ -1,6 +1,7 @@
 """8-bit products beside numpy: integers to the bit, float8 to its rounding, gradients, scales."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -65,23 +66,25 @@ def test_int8_is_the_product_of_integers_to_the_bit(spec):
 @pytest.mark.core
 @ALL
 @pytest.mark.parametrize(
-    "precision, forward, backward", [("int8", 0.012, 0.004), ("fp8", 0.05, 0.08)]
+    "precision, forward, backward", [("int8", 0.012, None), ("fp8", 0.05, 0.08)]
 )
 def test_products_and_gradients_are_as_near_as_their_bits(spec, precision, forward, backward):
+    """The gradients of int8 as those of bfloat16, however a device sums these."""
     x, w = operands(spec)
     g = jax.random.normal(jax.random.key(3), jnp.einsum(spec, x, w).shape)
 
-    @jax.jit
-    def run(x, w):
+    @partial(jax.jit, static_argnums=0)
+    def run(precision, x, w):
         y, back = jax.vjp(lambda x, w: einsum(spec, x, w, precision), x, w)
         return y, back(g.astype(y.dtype))
 
-    y, (dx, dw) = run(x, w)
+    y, (dx, dw) = run(precision, x, w)
     assert (y.dtype, dx.dtype, dw.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
     exact, back = jax.vjp(lambda x, w: einsum(spec, x, w, "fp32"), x.astype(float), w)
     assert 0.002 < error(y, exact) < forward
-    for got, expected in zip((dx, dw), back(g), strict=True):
-        assert 0.0005 < error(got, expected) < backward
+    for got, plain, expected in zip((dx, dw), run("bf16", x, w)[1], back(g), strict=True):
+        limit = backward or 1.05 * error(plain, expected)
+        assert 0.0005 < error(got, expected) < limit < 0.1
 
 
 def operand_kinds(function, *args):
@@ -165,6 +168,4 @@ def test_a_population_under_vmap_has_scales_of_its_own(precision):
     together = jax.jit(jax.vmap(run))(xs, ws)
     for i in range(2):
         for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(run(xs[i], ws[i])), strict=True):
-            np.testing.assert_allclose(
-                np.asarray(a[i], float), np.asarray(b, float), rtol=0.01, atol=1e-4
-            )
+            assert error(a[i], b) < 0.02  # with one scale for both, that of x would be about 1
