@@ -57,7 +57,7 @@ Fraction = Annotated[float, Range(0, 1)]
 Rate = Annotated[float, Range(0, 1, below=True)]
 Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
-Precision = Literal["fp32", "bf16", "bf16_params", "fp16", "int8", "fp8"]
+Precision = Literal["fp32", "bf16", "bf16_params", "fp16", "int8", "fp8", "fp64"]
 
 
 # Words of a name that say its value is nobody's business, and values that give themselves away.

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from research.arguments import InputError, nearest
 from research.kernels import mesh
-from research.kernels.matmul import exactness, wide_einsum
+from research.kernels.matmul import exactness, wide, wide_einsum
 
 Array = jax.Array
 BACKENDS = ("auto", "xla", "splash", "cudnn")
@@ -33,14 +33,16 @@ def attention(
     segments_bt: Array | None = None,
     kv_segments_bs: Array | None = None,
     query_positions_bt: Array | None = None,
+    bias_bhts: Array | None = None,
     backend: str = "auto",
 ) -> Array:
     """Returns softmax(q k / sqrt(d)) v of shape (b, t, h, d), the softmax in float32.
 
     A query sees the keys up to its own if `causal`; of these the last `window`, its own included;
     and only keys of its own segment (packed documents; padding is segment 0 and sees padding).
-    `query_positions_bt` are the cache slots of the queries while decoding. A query that sees no key
-    returns 0. Raises InputError for what does not fit and a named backend that cannot serve it.
+    `query_positions_bt` are the cache slots of the queries while decoding. `bias_bhts` is added to
+    the scores (b may be 1): relative positions. A query that sees no key returns 0.
+    Raises InputError for what does not fit and a named backend that cannot serve it.
     """
     queries, keys, cached = q_bthd.shape[1], k_bshd.shape[1], query_positions_bt is not None
     packed, own_keys = segments_bt is not None, kv_segments_bs is None
@@ -61,7 +63,8 @@ def attention(
                 f"attention of q, k, v {given}, {window=}, {causal=}: expected {expected}"
             )
     shapes = (q_bthd.dtype, q_bthd.shape, k_bshd.shape)
-    backend, why = choose(backend, mesh.platform(), *shapes, cached, packed, mesh.shards())
+    biased = bias_bhts is not None
+    backend, why = choose(backend, mesh.platform(), *shapes, cached, packed, mesh.shards(), biased)
     _log("cached" if cached else "whole", backend, why)
     kv_segments_bs = segments_bt if own_keys else kv_segments_bs
     visible = partial(
@@ -81,7 +84,7 @@ def attention(
                 implementation="cudnn",
             )
         else:
-            out_bthd = _xla(q_bthd, k_bshd, v_bshd, visible)
+            out_bthd = _xla(q_bthd, k_bshd, v_bshd, visible, bias_bhts)
         if cached or not own_keys:  # otherwise every query sees itself
             out_bthd = jnp.where(visible().any(-1)[:, :, None, None], out_bthd, 0)
     return out_bthd
@@ -102,6 +105,7 @@ def choose(
     cached: bool = False,
     packed: bool = False,
     shards: tuple[int, int, int] = (1, 1, 1),
+    biased: bool = False,
 ) -> tuple[str, str]:
     """Returns (backend, reason) for q (b, t, h, d) and k (b, s, k, d) on "tpu", "gpu" or "cpu".
 
@@ -119,6 +123,7 @@ def choose(
     rules = [
         (platform != home, f"it runs on {home}, and this is {platform}"),
         (cached, "it does not read a cache"),
+        (biased, "it does not add to the scores"),
         (shards[2] > 1, f"the sequence is split, seq={shards[2]}"),
         (batch % shards[0], f"a batch of {batch} does not divide over {shards[0]} devices"),
         (kv_heads % shards[1], f"{kv_heads} key-value heads do not divide over tensor={shards[1]}"),
@@ -155,7 +160,9 @@ def _visible(queries, keys, causal, window, segments_bt, kv_segments_bs, positio
     return mask
 
 
-def _xla(q_bthd: Array, k_bshd: Array, v_bshd: Array, visible: Callable) -> Array:
+def _xla(
+    q_bthd: Array, k_bshd: Array, v_bshd: Array, visible: Callable, bias_bhts: Array | None
+) -> Array:
     (batch, queries, heads, dim), kv_heads = q_bthd.shape, k_bshd.shape[2]
     group, exact = heads // kv_heads, exactness(q_bthd.dtype)
     # The queries that share a key-value head become one axis r, so that each product has four axes:
@@ -164,6 +171,9 @@ def _xla(q_bthd: Array, k_bshd: Array, v_bshd: Array, visible: Callable) -> Arra
     q_bkrd = q.reshape(batch, kv_heads, queries * group, dim)
     k_bksd, v_bksd = k_bshd.swapaxes(1, 2), v_bshd.swapaxes(1, 2)
     scores_bkrs = wide_einsum("bkrd,bksd->bkrs", q_bkrd, k_bksd)
+    if bias_bhts is not None:
+        bias = bias_bhts.reshape(-1, kv_heads, group, queries, k_bshd.shape[1]).swapaxes(2, 3)
+        scores_bkrs += bias.reshape(-1, kv_heads, queries * group, k_bshd.shape[1])
     if (mask := visible(group)) is not None:  # a finite value: a row that sees no key stays finite
         scores_bkrs = jnp.where(mask[:, None], scores_bkrs, -1e30)
     weights_bkrs = jax.nn.softmax(scores_bkrs).astype(q_bthd.dtype)
@@ -208,4 +218,4 @@ def _splash(*operands: Array, causal: bool, window: int | None, interpret: bool 
 
 def _scaled(q_bthd: Array) -> Array:
     """Returns q / sqrt(d), rounded once."""
-    return (q_bthd.astype(jnp.float32) * q_bthd.shape[-1] ** -0.5).astype(q_bthd.dtype)
+    return (wide(q_bthd) * q_bthd.shape[-1] ** -0.5).astype(q_bthd.dtype)

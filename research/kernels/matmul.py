@@ -3,7 +3,8 @@
     y_bthk = einsum("btd,dhk->bthk", x_btd, w_dhk, "bf16")
 
 bf16 keeps the parameters in float32 and casts both operands where they meet (arXiv:1905.12322),
-and so does fp16; bf16_params keeps them in bfloat16. int8 and fp8 are in quantized.py.
+and so does fp16; bf16_params keeps them in bfloat16. int8 and fp8 are in quantized.py. fp64 proves
+a formula: it needs JAX_ENABLE_X64=1 and parameters in float64.
 """
 
 import jax
@@ -16,13 +17,19 @@ from research.kernels.quantized import fp8_einsum, int8_einsum
 
 def compute_dtype(precision: Precision) -> jnp.dtype:
     """Returns the dtype of activations."""
-    kinds = {"fp32": jnp.float32, "fp16": jnp.float16}
+    kinds = {"fp32": jnp.float32, "fp16": jnp.float16, "fp64": jnp.float64}
     return jnp.dtype(kinds.get(precision, jnp.bfloat16))
 
 
 def exactness(dtype: jnp.dtype) -> jax.lax.Precision:
     """Returns what keeps a float32 product one: else TPUs round to bfloat16 and GPUs to TF32."""
-    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    exact = dtype in (jnp.float32, jnp.float64)
+    return jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """Returns `x` in float32, in which norms, softmax and sums run, or in float64 if it is that."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def einsum(spec: str, x: jax.Array, w: jax.Array, precision: Precision) -> jax.Array:
@@ -44,6 +51,6 @@ def einsum(spec: str, x: jax.Array, w: jax.Array, precision: Precision) -> jax.A
 def wide_einsum(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
     """Returns jnp.einsum(spec, x, y) as its float32 sums: scores, logits and their gradients."""
     if mesh.platform() == "cpu":  # it has no such product of bfloat16 in every layout
-        x, y = x.astype(jnp.float32), y.astype(jnp.float32)
-    exact = exactness(x.dtype)
-    return jnp.einsum(spec, x, y, precision=exact, preferred_element_type=jnp.float32)
+        x, y = wide(x), wide(y)
+    exact, sums = exactness(x.dtype), jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.einsum(spec, x, y, precision=exact, preferred_element_type=sums)

@@ -15,19 +15,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from research.arguments import Count, InputError, Positive, Precision, Rate
-from research.kernels.matmul import compute_dtype, wide_einsum
+from research.kernels.matmul import compute_dtype, wide, wide_einsum
 from research.models.functional import Model, functional
 from research.models.layers import MLP, Attention, Norm, NormKind, Number, dropout, param, rotary
+from research.models.stack import Remat, run, stack
 from research.sharding import constrain
 
 Array = jax.Array
 Cache = dict[str, Array]
-POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    # The results, not the products themselves, whose sums are wider in int8 and fp8.
-    "dots": jax.checkpoint_policies.save_only_these_names("product"),
-}
-
 
 NUMBERS = ("dropout", "norm_epsilon", "rope_theta")  # may be tracers
 
@@ -50,7 +45,7 @@ def make(
     dropout: Rate = 0.0,
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto",
     window: Count | None = None,
-    remat: Literal["none", "full", "dots"] = "none",
+    remat: Remat = "none",
     scan: bool = True,
     unroll: Count = 1,
     base_width: Count | None = None,
@@ -135,15 +130,8 @@ class GPT(nnx.Module):
         self.embed = param(rngs, (padded, a["width"]), ("vocab", "embed"), 0.02)
         if a["positions"] == "learned":
             self.positions = param(rngs, (a["context"], a["width"]), ("positions", "embed"), 0.02)
-        keys = jax.random.split(rngs.params(), a["num_layers"])
-        if a["scan"]:
-            stack = nnx.vmap(
-                lambda key: Block(arguments, nnx.Rngs(key)),
-                transform_metadata={nnx.PARTITION_NAME: "layers"},
-            )
-            self.layers = stack(keys)
-        else:
-            self.layers = nnx.List([Block(arguments, nnx.Rngs(key)) for key in keys])
+        make = lambda rngs: Block(arguments, rngs)  # noqa: E731
+        self.layers = stack(make, a["num_layers"], a["scan"], rngs)
         self.norm = Norm(a["width"], a["norm"], a["bias"], a["norm_epsilon"].value)
         if not a["tie_embeddings"]:
             self.head = param(rngs, (a["width"], padded), ("embed", "vocab"), 0.02)
@@ -234,40 +222,12 @@ class GPT(nnx.Module):
         call = dict(
             segments_bt=segments_bt, positions_bt=positions_bt, cos_sin=cos_sin, train=train
         )
-        x, cache = self._layers(x, None if keys is None else keys[:-1], cache, call)
+        keys = None if keys is None else keys[:-1]
+        how = {name: a[name] for name in ("scan", "unroll", "remat")}
+        x, cache = run(self.layers, x, keys, cache, call, **how)
         x = self.norm(x)
         if a["shrink"] != 1:  # here once for the loss, which takes the head itself, and the logits
-            x = (x.astype(jnp.float32) * a["shrink"]).astype(x.dtype)
-        return x, cache
-
-    def _layers(
-        self, x: Array, keys: Array | None, cache: Cache | None, call: dict[str, Any]
-    ) -> tuple[Array, Cache | None]:
-        """Runs all layers and keeps the state that they come out with (histories of fp8)."""
-        a = self.arguments
-        split = lambda module: nnx.split(module, nnx.Param, ...)  # noqa: E731
-        graphdef, params, state = split(self.layers if a["scan"] else self.layers[0])
-
-        def body(x: Array, layer: tuple[Any, ...]) -> tuple[Array, Any]:
-            params, state, key, cache = layer
-            block = nnx.merge(graphdef, params, state)
-            x, cache = block(x, key, cache, **call)
-            return x, (split(block)[2], cache)
-
-        if a["remat"] != "none":
-            body = jax.checkpoint(body, policy=POLICIES[a["remat"]], prevent_cse=not a["scan"])
-        if a["scan"]:
-            layers = (params, state, keys, cache)
-            x, (state, cache) = jax.lax.scan(body, x, layers, unroll=a["unroll"])
-            nnx.update(self.layers, state)
-        else:
-            take = lambda tree, i: jax.tree.map(lambda leaf: leaf[i], tree)  # noqa: E731
-            caches = []
-            for i, layer in enumerate(self.layers):
-                x, (state, new) = body(x, (*split(layer)[1:], take(keys, i), take(cache, i)))
-                nnx.update(layer, state)
-                caches.append(new)
-            cache = jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
+            x = (wide(x) * a["shrink"]).astype(x.dtype)
         return x, cache
 
     def _head(self) -> Array:

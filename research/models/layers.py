@@ -2,9 +2,10 @@
 positions, attention and the two feed-forward forms.
 
 Shape suffixes: b batch, t time, d width, f feed-forward width, h query heads, g key-value heads,
-k head dimension, s cache slots.
+k head dimension, s keys: cache slots, or the positions of a memory.
 """
 
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -13,7 +14,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from research.kernels.attention import attention
-from research.kernels.matmul import einsum
+from research.kernels.matmul import einsum, wide
 from research.kernels.quantized import empty_history, fp8_einsum
 from research.sharding import constrain
 
@@ -85,15 +86,16 @@ def dropout(x: Array, rate: Any, key: Array | None) -> Array:
 
 def rotary(positions_bt: Array, dim: int, theta: float) -> tuple[Array, Array]:
     """Returns cosines and sines (b, t, 1, dim/2) of rotary positions (arXiv:2104.09864)."""
-    frequencies = theta ** (-jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)
-    angles = positions_bt[..., None, None].astype(jnp.float32) * frequencies
+    # The default float: float32, but for proofs in float64.
+    frequencies = theta ** (-jnp.arange(0, dim, 2, dtype=float) / dim)
+    angles = positions_bt[..., None, None].astype(frequencies.dtype) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def rotate(x_bthk: Array, cos_sin: tuple[Array, Array]) -> Array:
     """Rotates the two halves of each head, as Llama's published weights expect."""
     cos, sin = cos_sin
-    first, second = jnp.split(x_bthk.astype(jnp.float32), 2, axis=-1)
+    first, second = jnp.split(wide(x_bthk), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x_bthk.dtype)
 
@@ -107,7 +109,7 @@ class Norm(nnx.Module):
         self.bias = constant((width,), ("norm",), 0.0) if bias and kind == "layernorm" else None
 
     def __call__(self, x_btd: Array) -> Array:
-        y = x_btd.astype(jnp.float32)
+        y = wide(x_btd)
         if self.kind == "layernorm":
             y = y - y.mean(-1, keepdims=True)
         variance = jnp.mean(y * y, -1, keepdims=True)
@@ -118,7 +120,8 @@ class Norm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Causal self-attention (arXiv:1706.03762), grouped queries (arXiv:2305.13245)."""
+    """Attention (arXiv:1706.03762) with grouped queries (arXiv:2305.13245), to the texts themselves
+    or to a memory: the states of an encoder."""
 
     def __init__(
         self,
@@ -131,15 +134,18 @@ class Attention(nnx.Module):
         out_std: float,
         precision: str,
         backend: str,
-        window: int | None,
-        query_scale: float,
         rngs: nnx.Rngs,
+        dim: int | None = None,
+        causal: bool = True,
+        window: int | None = None,
+        query_scale: float = 1.0,
+        query_std: float | None = None,
     ) -> None:
-        self.precision, self.backend, self.window = precision, backend, window
+        self.precision, self.backend, self.causal, self.window = precision, backend, causal, window
         self.query_scale = query_scale  # on top of 1 / sqrt(dim)
-        dim = width // heads
+        dim = dim or width // heads
         q_axes, kv_axes = ("heads", "head_dim"), ("kv_heads", "head_dim")
-        self.q = param(rngs, (width, heads, dim), ("embed", *q_axes), std)
+        self.q = param(rngs, (width, heads, dim), ("embed", *q_axes), query_std or std)
         self.k = param(rngs, (width, kv_heads, dim), ("embed", *kv_axes), std)
         self.v = param(rngs, (width, kv_heads, dim), ("embed", *kv_axes), std)
         self.out = param(rngs, (heads, dim, width), (*q_axes, "embed"), out_std)
@@ -149,49 +155,70 @@ class Attention(nnx.Module):
         self.out_bias = constant((width,), ("norm",), 0.0) if bias else None
         histories(self, "q", "k", "v", "out")
 
+    def keys_values(self, x_bsd: Array, *, train: bool) -> dict[str, Array]:
+        """Returns keys and values (b, s, g, k) of `x_bsd`: what a cache holds of it."""
+        return {name: project(self, name, "btd,dgk->btgk", x_bsd, train) for name in ("k", "v")}
+
     def __call__(
         self,
         x_btd: Array,
         *,
         segments_bt: Array | None,
-        positions_bt: Array,
-        cos_sin: tuple[Array, Array] | None,
-        cache: dict[str, Array] | None,
         train: bool,
+        positions_bt: Array | None = None,
+        cos_sin: tuple[Array, Array] | None = None,
+        bias_bhts: Array | None = None,
+        cache: dict[str, Array] | None = None,
+        memory: dict[str, Array] | None = None,
+        memory_segments_bs: Array | None = None,
     ) -> tuple[Array, dict[str, Array] | None]:
+        """Returns the result (b, t, d) and the cache with the new keys and values in it. With a
+        `memory` (what keys_values returns) the queries see that alone; no cache is written."""
         q = project(self, "q", "btd,dhk->bthk", x_btd, train)
-        k = project(self, "k", "btd,dgk->btgk", x_btd, train)
-        v = project(self, "v", "btd,dgk->btgk", x_btd, train)
+        own = self.keys_values(x_btd, train=train) if memory is None else memory
         if self.query_scale != 1:
-            q = (q.astype(jnp.float32) * self.query_scale).astype(q.dtype)
+            q = (wide(q) * self.query_scale).astype(q.dtype)
         if cos_sin is not None:
-            q, k = rotate(q, cos_sin), rotate(k, cos_sin)
+            q, own = rotate(q, cos_sin), own | {"k": rotate(own["k"], cos_sin)}
         q = constrain(q, "batch", "sequence", "heads", None)
+        where = dict(causal=self.causal, window=self.window, bias_bhts=bias_bhts)
         if cache is None:
-            y = attention(
-                q, k, v, window=self.window, segments_bt=segments_bt, backend=self.backend
-            )
+            where |= dict(segments_bt=segments_bt, kv_segments_bs=memory_segments_bs)
+            y = attention(q, own["k"], own["v"], **where, backend=self.backend)
         else:  # each row writes at its own positions and sees the slots up to them
             rows = jnp.arange(len(x_btd))[:, None]
-            cache = {
-                "k": cache["k"].at[rows, positions_bt].set(k),
-                "v": cache["v"].at[rows, positions_bt].set(v),
-            }
-            y = attention(
-                q, cache["k"], cache["v"], window=self.window, query_positions_bt=positions_bt
-            )
+            cache = {name: cache[name].at[rows, positions_bt].set(own[name]) for name in cache}
+            y = attention(q, cache["k"], cache["v"], **where, query_positions_bt=positions_bt)
         return project(self, "out", "bthk,hkd->btd", y, train), cache
 
 
+# What is applied to the product of a feed-forward's hidden layer; the gated ones have two products.
+ACTIVATIONS = {
+    "gelu": partial(jax.nn.gelu, approximate=True),  # the tanh form, as GPT-2
+    "gelu_erf": partial(jax.nn.gelu, approximate=False),  # as BERT
+    "relu": jax.nn.relu,
+    "swiglu": jax.nn.silu,
+    "geglu": partial(jax.nn.gelu, approximate=True),
+}
+GATED = ("swiglu", "geglu")
+MLPKind = Literal["gelu", "gelu_erf", "relu", "swiglu", "geglu"]
+
+
+def activate(kind: MLPKind, x: Array) -> Array:
+    """Applies the activation of a feed-forward `kind`."""
+    # The square in GELU's derivative overflows float16 at 256, and infinity times 0 is NaN.
+    return ACTIVATIONS[kind](x.astype(jnp.float32) if x.dtype == jnp.float16 else x).astype(x.dtype)
+
+
 class MLP(nnx.Module):
-    """Feed-forward: GELU (tanh form, as GPT-2) or SwiGLU (arXiv:2002.05202)."""
+    """Feed-forward: one hidden layer, or a gated one (arXiv:2002.05202)."""
 
     def __init__(
         self,
         width: int,
         hidden: int,
         *,
-        kind: Literal["gelu", "swiglu"],
+        kind: MLPKind,
         bias: bool,
         std: float,
         out_std: float,
@@ -200,21 +227,19 @@ class MLP(nnx.Module):
     ) -> None:
         self.precision, self.kind = precision, kind
         self.up = param(rngs, (width, hidden), ("embed", "mlp"), std)
-        if kind == "swiglu":
+        if kind in GATED:
             self.gate = param(rngs, (width, hidden), ("embed", "mlp"), std)
         self.down = param(rngs, (hidden, width), ("mlp", "embed"), out_std)
         self.up_bias = constant((hidden,), ("mlp",), 0.0) if bias else None
         self.down_bias = constant((width,), ("norm",), 0.0) if bias else None
         self.gate_bias = None
-        histories(self, "up", "down", *(["gate"] if kind == "swiglu" else []))
+        histories(self, "up", "down", *(["gate"] if kind in GATED else []))
 
     def __call__(self, x_btd: Array, *, train: bool) -> Array:
         y = project(self, "up", "btd,df->btf", x_btd, train)
-        if self.kind == "gelu":
-            # The square in its derivative overflows float16 at 256, and infinity times 0 is NaN.
-            wide = jnp.float32 if y.dtype == jnp.float16 else y.dtype
-            y = jax.nn.gelu(y.astype(wide), approximate=True).astype(y.dtype)
+        if self.kind in GATED:
+            y = y * activate(self.kind, project(self, "gate", "btd,df->btf", x_btd, train))
         else:
-            y = y * jax.nn.silu(project(self, "gate", "btd,df->btf", x_btd, train))
+            y = activate(self.kind, y)
         y = constrain(y, "batch", "sequence", "mlp")
         return project(self, "down", "btf,fd->btd", y, train)
