@@ -24,8 +24,12 @@ RULES: dict[str, Any] = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
+    "expert": "expert",
     "layers": None,
     "head_dim": None,
+    "groups": ("data", "fsdp"),
+    "router": None,
+    "types": None,
     "positions": None,
     "norm": None,
 }
@@ -39,11 +43,11 @@ def make_mesh(sizes: dict[str, int | None], devices: list[jax.Device] | None = N
     Raises InputError when the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    for axis in set(AXES) - {"data", "fsdp", "tensor"}:
+    for axis in set(AXES) - {"data", "fsdp", "tensor", "expert"}:
         if sizes.get(axis, 1) != 1:
             raise InputError(
                 f"config.mesh.{axis}={sizes[axis]}: no model is split along {axis!r} yet; "
-                "use data, fsdp and tensor"
+                "use data, fsdp, tensor and expert"
             )
     sizes = {axis: sizes.get(axis, 1) for axis in AXES}
     known = int(np.prod([size for size in sizes.values() if size is not None]))

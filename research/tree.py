@@ -1,8 +1,9 @@
 """Named paths over a pytree of dicts, and ordered (regex, value) rules over those paths.
 
-A leaf under a key `layers` that no index follows holds all layers, stacked on its first axis:
-`layers/attn/q` of shape (12, ...). Rules address it as if unrolled, `layers/3/attn/q`, so that one
-rule means the same for a scanned and an unrolled model.
+A leaf under a key `layers` or `experts` that no index follows holds all of them, stacked on an axis
+each: `layers/attn/q` of shape (12, ...), `layers/moe/experts/up` of shape (12, 8, ...). Rules
+address it as if unrolled, `layers/3/moe/experts/5/up`, so that one rule means the same for a
+scanned and an unrolled model.
 """
 
 import re
@@ -95,19 +96,24 @@ def map_named(function: Any, tree: Any, *rest: Any) -> Any:
     )
 
 
-def is_stacked(path: str) -> bool:
-    """Tells whether the leaf at `path` holds all layers on its first axis."""
-    return re.search(r"(^|/)layers/(?!\d)", path) is not None
+STACKED = r"(^|/)(layers|experts)/(?!\d)"
+
+
+def stacked_axes(path: str) -> int:
+    """Returns how many first axes of the leaf at `path` count layers or experts, not numbers."""
+    return len(re.findall(STACKED, path))
 
 
 def unrolled_paths(path: str, leaf: Any) -> list[str]:
-    """Returns the path of each layer in a stacked leaf, or [path]."""
-    if not is_stacked(path):
-        return [path]
-    return [
-        re.sub(r"(^|/)layers/(?!\d)", rf"\1layers/{layer}/", path, count=1)
-        for layer in range(leaf.shape[0])
-    ]
+    """Returns the path of each layer (and expert) in a stacked leaf, or [path]."""
+    names = [path]
+    for size in leaf.shape[: stacked_axes(path)]:
+        names = [
+            re.sub(STACKED, rf"\1\2/{index}/", name, count=1)
+            for name in names
+            for index in range(size)
+        ]
+    return names
 
 
 def key_of(key: jax.Array | None, path: str) -> jax.Array | None:
@@ -130,6 +136,7 @@ def rule_values(rules: Rules, tree: Any, default: Any) -> Any:
         values = [match(rules, name, default) for name in unrolled_paths(path, leaf)]
         if all(v == values[0] for v in values):
             return values[0]
-        return np.asarray(values).reshape(-1, *[1] * (len(leaf.shape) - 1))
+        stacked = stacked_axes(path)
+        return np.asarray(values).reshape(*leaf.shape[:stacked], *[1] * (len(leaf.shape) - stacked))
 
     return map_named(value, tree)

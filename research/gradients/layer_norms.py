@@ -22,11 +22,11 @@ def make(grad_fn: Callable) -> Callable:
         sums = grad_fn(state, batch, key)
         squares: dict[str, jax.Array] = {}
         for path, leaf in tree.flatten(sums.grads).items():
-            axes = tuple(range(1 if tree.is_stacked(path) else 0, leaf.ndim))
+            axes = tuple(range(tree.stacked_axes(path), leaf.ndim))
             values = jnp.sum(jnp.square(widen(leaf)), axes)
             for index, name in enumerate(tree.unrolled_paths(path, leaf)):
                 group = re.match(r"(?:.*?/)??layers/\d+(?=/)|[^/]+", name)[0]
-                value = values[index] if tree.is_stacked(path) else values
+                value = values.reshape(-1)[index]
                 squares[group] = squares.get(group, 0.0) + value
         norms = {f"grad_norm/{g}": (jnp.sqrt(s), sums.weight) for g, s in squares.items()}
         return sums._replace(metrics=sums.metrics | norms)

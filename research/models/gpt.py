@@ -1,9 +1,11 @@
-"""GPT: the decoder-only transformer, in the shape of GPT-2 and of Llama (arXiv:2302.13971).
+"""GPT: the decoder-only transformer, in the shape of GPT-2, of Llama (arXiv:2302.13971) and, with
+experts, of Mixtral (arXiv:2401.04088).
 
     model = make(vocab_size=50_257, num_layers=12, num_heads=12, width=768, context=1024)
     logits_btv, _ = model.apply(model.init(key), tokens_bt)
 
 The Llama shape: norm="rmsnorm", positions="rotary", mlp="swiglu", bias=False, num_kv_heads=8.
+Mixtral: the same and experts=8, top_k=2; capacity=1.25 drops, as Switch does (experts.py).
 Layers are scanned: their parameters are stacked on a first axis named "layers".
 Shape suffixes: as in layers.py, and v vocabulary (padded to a multiple of 128).
 """
@@ -16,8 +18,20 @@ from flax import nnx
 
 from research.arguments import Count, InputError, Positive, Precision, Rate
 from research.kernels.matmul import compute_dtype, wide, wide_einsum
+from research.models.experts import Experts
 from research.models.functional import Model, functional
-from research.models.layers import MLP, Attention, Norm, NormKind, Number, dropout, param, rotary
+from research.models.layers import (
+    GATED,
+    MLP,
+    Attention,
+    MLPKind,
+    Norm,
+    NormKind,
+    Number,
+    dropout,
+    param,
+    rotary,
+)
 from research.models.stack import Remat, run, stack
 from research.sharding import constrain
 
@@ -39,7 +53,10 @@ def make(
     norm_epsilon: Positive = 1e-5,
     positions: Literal["learned", "rotary"] = "learned",
     rope_theta: Positive = 10_000.0,
-    mlp: Literal["gelu", "swiglu"] = "gelu",
+    mlp: MLPKind = "gelu",
+    experts: Count | None = None,
+    top_k: Count = 2,
+    capacity: Positive | None = None,
     bias: bool = True,
     tie_embeddings: bool = True,
     dropout: Rate = 0.0,
@@ -53,7 +70,8 @@ def make(
     precision: Precision = "fp32",
 ) -> Model:
     """Returns the model. vocab_size and context None: what the data says. num_kv_heads None: one
-    for each query head; mlp_width None: 4 x width, for SwiGLU 8/3 x width in multiples of 64.
+    for each query head; mlp_width None: 4 x width, of a gated mlp 8/3 x width in multiples of 64.
+    `experts`: so many feed-forward networks a layer, `top_k` of which serve a token.
 
     `base_width` is that of the small model whose hyperparameters are to hold at any width (muP,
     arXiv:2203.03466, table 8, Adam): hidden matrices start smaller, and attention scores and logits
@@ -72,13 +90,16 @@ def make(
         raise InputError(f"num_heads={num_heads} is not a multiple of num_kv_heads={num_kv_heads}")
     if positions == "rotary" and width // num_heads % 2:
         raise InputError(f"rotary positions need an even head size, not {width // num_heads}")
+    if experts is not None and (bias or top_k > experts):
+        problem = "bias=True: experts have no biases; set bias=False"
+        raise InputError(f"top_k={top_k} of experts={experts}" if not bias else problem)
     if base_width is not None and base_width % num_heads:
         raise InputError(f"base_width={base_width} does not divide into num_heads={num_heads}")
     gated = -(-width * 8 // 3 // 64) * 64
     arguments |= {name: Number(arguments[name]) for name in NUMBERS}
     arguments |= dict(
         num_kv_heads=num_kv_heads,
-        mlp_width=mlp_width or (gated if mlp == "swiglu" else 4 * width),
+        mlp_width=mlp_width or (gated if mlp in GATED else 4 * width),
         shrink=1.0 if base_width is None else base_width / width,
     )
     return functional(lambda rngs: GPT(**arguments, rngs=rngs))
@@ -105,7 +126,12 @@ class Block(nnx.Module):
             **shared,
         )
         self.norm2 = Norm(a["width"], a["norm"], a["bias"], a["norm_epsilon"].value)
-        self.mlp = MLP(a["width"], a["mlp_width"], kind=a["mlp"], **shared)
+        if a["experts"] is None:
+            self.mlp = MLP(a["width"], a["mlp_width"], kind=a["mlp"], **shared)
+        else:
+            shared.pop("bias")  # refused below: experts have none
+            sizes = dict(count=a["experts"], top_k=a["top_k"], capacity=a["capacity"])
+            self.moe = Experts(a["width"], a["mlp_width"], kind=a["mlp"], **sizes, **shared)
 
     def __call__(
         self, x_btd: Array, key: Array | None, cache: Cache | None, train: bool, **attention: Any
@@ -113,7 +139,11 @@ class Block(nnx.Module):
         keys = (None, None) if key is None else jax.random.split(key)
         y, cache = self.attention(self.norm1(x_btd), cache=cache, train=train, **attention)
         x_btd = x_btd + dropout(y, self.rate.value, keys[0])
-        y = self.mlp(self.norm2(x_btd), train=train)
+        y = self.norm2(x_btd)
+        if hasattr(self, "moe"):
+            y = self.moe(y, attention["segments_bt"], train=train)
+        else:
+            y = self.mlp(y, train=train)
         x_btd = x_btd + dropout(y, self.rate.value, keys[1])
         return constrain(x_btd, "batch", "sequence", None), cache
 

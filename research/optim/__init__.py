@@ -24,7 +24,7 @@ Parts = Sequence[tuple[str, optax.GradientTransformation]]
 INPUT_AXES = ((r"attention/out$", 2),)
 
 # Parameters that are no matrix between two hidden layers, whatever their shape.
-NOT_HIDDEN = r"(^|/)(embed|positions|head|\w*bias|scale)$"
+NOT_HIDDEN = r"(^|/)(embed|positions|types|distances|head|router|\w*bias|scale)$"
 
 # Parts of optax that look at norms or matrices of a leaf (a test holds that no other does).
 NORMWISE = (
@@ -82,7 +82,7 @@ def _rounded(updates: optax.Updates, params: optax.Params, key: jax.Array | None
 
 
 def layerwise(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Applies `tx` to each layer of a stacked leaf as to a leaf of its own.
+    """Applies `tx` to each layer, and each expert, of a stacked leaf as to a leaf of its own.
 
     For every part that looks at norms or matrices: a leaf (layers, d, d) is not one matrix. `tx`
     may not add anything up over leaves, and sees paths and shapes without the layers.
@@ -93,7 +93,7 @@ def layerwise(tx: optax.GradientTransformation) -> optax.GradientTransformationE
         """The leaves of each number of layers, the others None: one vmap serves a group."""
         named = tree.flatten(values)
         size = {
-            path: str(leaf.shape[0]) if tree.is_stacked(path) else ""
+            path: "x".join(map(str, leaf.shape[: tree.stacked_axes(path)]))
             for path, leaf in named.items()
         }
         pick = lambda group: tree.map_named(  # noqa: E731
@@ -102,7 +102,9 @@ def layerwise(tx: optax.GradientTransformation) -> optax.GradientTransformationE
         return {group or "single": pick(group) for group in sorted(set(size.values()))}
 
     def over(group: str, function: Callable) -> Callable:
-        return function if group == "single" else jax.vmap(function)
+        for _ in () if group == "single" else group.split("x"):
+            function = jax.vmap(function)
+        return function
 
     def init(params: optax.Params) -> dict[str, Any]:
         return {group: over(group, tx.init)(part) for group, part in groups(params).items()}

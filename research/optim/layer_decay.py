@@ -33,7 +33,8 @@ def make(
 
         def one(path: str, leaf: jax.Array) -> jax.Array:
             depths = np.array([depth(name) for name in tree.unrolled_paths(path, leaf)])
-            shape = (-1, *[1] * (leaf.ndim - 1)) if tree.is_stacked(path) else ()
+            stacked = tree.stacked_axes(path)
+            shape = (*leaf.shape[:stacked], *[1] * (leaf.ndim - stacked)) if stacked else ()
             return (leaf * factor ** depths.reshape(shape)).astype(leaf.dtype)
 
         return tree.map_named(one, updates), state

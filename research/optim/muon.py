@@ -59,7 +59,7 @@ def make(
             raise InputError(
                 f"config.optim.muon.rest finds some layers of {path} only; name all of them"
             )
-        return all(hits) or p.ndim - tree.is_stacked(path) < 2
+        return all(hits) or p.ndim - tree.stacked_axes(path) < 2
 
     def init(params: optax.Params) -> MuonState:
         second = lambda path, p: jnp.zeros_like(p) if is_rest(path, p) else None  # noqa: E731

@@ -25,7 +25,7 @@ def make(
     check_rules(rules, "trust_ratio")
 
     def one(path: str, u: jax.Array, p: jax.Array, chosen: object) -> jax.Array:
-        axes = tuple(range(1 if tree.is_stacked(path) else 0, u.ndim))
+        axes = tuple(range(tree.stacked_axes(path), u.ndim))
         norm = lambda x: jnp.sqrt(jnp.sum(x * x, axes, keepdims=True))  # noqa: E731
         length, own = norm(p), norm(u) + decay * norm(p)
         known = (length > 0) & (own > 0)

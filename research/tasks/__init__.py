@@ -10,6 +10,11 @@ hosts and evaluation batches.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
+from research import tree
+
 
 class Aux(NamedTuple):
     """What a loss returns beside its (sum, weight)."""
@@ -23,3 +28,39 @@ class Task(NamedTuple):
 
     loss: Callable
     report: Callable
+
+
+def routing(
+    model_state: Any, weight: jax.Array, balance: Any, z: Any
+) -> tuple[jax.Array | float, dict[str, tuple[Any, Any]]]:
+    """Returns what a mixture of experts adds to a loss sum of `weight`, and the router's health.
+
+    `balance` times e sum_i f_i P_i, the mean over layers of arXiv:2101.03961, equation 4, where f_i
+    is the share of tokens that expert i serves and P_i its mean probability (top_k at balance);
+    `z` times the mean square of log sum exp of the router's logits (arXiv:2202.08906). Both are
+    means over the tokens of the batch they are computed on: accumulation adds those of its parts.
+    """
+    found: dict[str, list] = {}
+    for path, leaf in tree.flatten(model_state).items():
+        folder, _, name = path.rpartition("/")
+        if folder.rpartition("/")[2] == "moe":
+            leaf = leaf.reshape(-1, leaf.shape[-1]) if name in ("load", "importance") else leaf
+            found.setdefault(name, []).append(jnp.atleast_1d(leaf))
+    if not found:
+        return 0.0, {}
+    load, importance, z_loss, dropped = (
+        jnp.concatenate(found[name]) for name in ("load", "importance", "z", "dropped")
+    )
+    experts, top_k = load.shape[-1], jnp.maximum(load.sum(-1, keepdims=True), 1e-9)
+    losses = {
+        "balance_loss": experts * (load * importance).sum(-1).mean(),
+        "router_z_loss": z_loss.mean(),
+    }
+    share = load * experts / top_k  # 1 where all experts serve alike
+    health = losses | {
+        "busiest_expert": share.max(),
+        "idle_experts": (share < 0.1).mean(),
+        "dropped": dropped.mean(),
+    }
+    total = balance * losses["balance_loss"] + z * losses["router_z_loss"]
+    return weight * total, {name: (weight * x, weight) for name, x in health.items()}

@@ -8,17 +8,22 @@ from typing import Any
 
 import jax
 
-from research.arguments import Count, Fraction, InputError
+from research.arguments import Count, Fraction, InputError, NonNegative
 from research.kernels.cross_entropy import cross_entropy
-from research.tasks import Aux, Task
+from research.tasks import Aux, Task, routing
 
 
 def make(
-    vocab_size: Count | None = None, chunk: Count | None = None, label_smoothing: Fraction = 0.0
+    vocab_size: Count | None = None,
+    chunk: Count | None = None,
+    label_smoothing: Fraction = 0.0,
+    balance_loss: NonNegative = 0.01,
+    router_z_loss: NonNegative = 0.0,
 ) -> Task:
     """Returns the task; `chunk` positions of each example have their logits in memory at a time
     (None: about 0.5 GiB a device). `vocab_size` None: what the data says. `label_smoothing` of each
-    target is spread over the vocabulary in training; evaluations report the plain loss."""
+    target is spread over the vocabulary in training; evaluations report the plain loss. The losses
+    of a router are those of tasks.routing, in training; a model without experts has none."""
     if vocab_size is None:
         raise InputError("causal_lm needs vocab_size, or data that decides it")
 
@@ -36,7 +41,9 @@ def make(
             label_smoothing=label_smoothing if train else 0.0,
         )
         weight = batch["weight"].sum()
-        return (total, weight), Aux(model_state, {"accuracy": (correct, weight)})
+        extra, health = routing(model_state, weight, balance_loss, router_z_loss)
+        total = total + extra if train else total
+        return (total, weight), Aux(model_state, {"accuracy": (correct, weight)} | health)
 
     return Task(loss, report)
 

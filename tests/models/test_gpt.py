@@ -200,7 +200,7 @@ def test_weights_start_as_gpt2_says(shape):
         # Five standard errors, of a deviation and of a mean.
         assert abs(leaf.std() / expected - 1) < 5 / (2 * leaf.size) ** 0.5, path
         assert abs(leaf.mean() / expected) < 5 / leaf.size**0.5, path
-        parts = leaf if tree.is_stacked(path) else leaf[None]
+        parts = leaf if tree.stacked_axes(path) else leaf[None]
         values = {float(part.reshape(-1)[0] / expected) for part in parts}
         assert len(values) == len(parts) and not values & starts, path  # no two start alike
         starts |= values
