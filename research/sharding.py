@@ -29,6 +29,8 @@ RULES: dict[str, Any] = {
     "head_dim": None,
     "groups": ("data", "fsdp"),
     "router": None,
+    "hidden": None,
+    "classes": None,
     "types": None,
     "positions": None,
     "norm": None,

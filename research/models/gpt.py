@@ -160,7 +160,7 @@ class GPT(nnx.Module):
         self.embed = param(rngs, (padded, a["width"]), ("vocab", "embed"), 0.02)
         if a["positions"] == "learned":
             self.positions = param(rngs, (a["context"], a["width"]), ("positions", "embed"), 0.02)
-        make = lambda rngs: Block(arguments, rngs)  # noqa: E731
+        make = lambda rngs, index: Block(arguments, rngs)  # noqa: E731
         self.layers = stack(make, a["num_layers"], a["scan"], rngs)
         self.norm = Norm(a["width"], a["norm"], a["bias"], a["norm_epsilon"].value)
         if not a["tie_embeddings"]:

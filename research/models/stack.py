@@ -1,9 +1,10 @@
-"""Layers of one kind: stacked on a first axis and scanned, or unrolled, each with its own leaves.
+"""Layers stacked on a first axis and scanned, or unrolled, each with leaves of its own.
 
-    layers = stack(lambda rngs: Block(..., rngs=rngs), 12, scan=True, rngs=rngs)
+    layers = stack(lambda rngs, index: Block(..., rngs=rngs), 12, scan=True, rngs=rngs)
     x, cache = run(layers, x, keys, cache, dict(train=True), scan=True)
 
-A scanned model compiles as fast with 80 layers as with 2.
+A scanned model compiles as fast with 80 layers as with 2. Where kinds of layers alternate, with
+`period` of them, a stack holds groups: `layers/turn1/...` are every second layer's.
 """
 
 from collections.abc import Callable
@@ -22,15 +23,32 @@ POLICIES = {
 }
 
 
-def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, scan: bool, rngs: nnx.Rngs) -> Any:
-    """Returns `count` layers, each with random numbers of its own; equal for both kinds."""
+class Group(nnx.Module):
+    """Layers of different kinds that follow each other, again and again."""
+
+    def __init__(self, make: Callable, keys: Array) -> None:
+        for turn in range(len(keys)):
+            setattr(self, f"turn{turn}", make(nnx.Rngs(keys[turn]), turn))
+        self.period = len(keys)
+
+    def __call__(self, x: Array, keys: Array | None, cache: Any, **call: Any) -> tuple[Array, Any]:
+        caches = []
+        for turn in range(self.period):
+            x, new = getattr(self, f"turn{turn}")(x, _at(keys, turn), _at(cache, turn), **call)
+            caches.append(new)
+        return x, _stacked(caches)
+
+
+def stack(make: Callable, count: int, scan: bool, rngs: nnx.Rngs, period: int = 1) -> Any:
+    """Returns `count` layers make(rngs, index), whose kinds repeat after `period`, each with random
+    numbers of its own; these do not depend on `scan`."""
     keys = jax.random.split(rngs.params(), count)
     if not scan:
-        return nnx.List([make(nnx.Rngs(key)) for key in keys])
-    build = nnx.vmap(
-        lambda key: make(nnx.Rngs(key)), transform_metadata={nnx.PARTITION_NAME: "layers"}
-    )
-    return build(keys)
+        return nnx.List([make(nnx.Rngs(key), index) for index, key in enumerate(keys)])
+    one = lambda key: make(nnx.Rngs(key), 0)  # noqa: E731
+    if period > 1:
+        one, keys = lambda keys: Group(make, keys), keys.reshape(-1, period)
+    return nnx.vmap(one, transform_metadata={nnx.PARTITION_NAME: "layers"})(keys)
 
 
 def run(
@@ -47,25 +65,63 @@ def run(
     """Calls every layer as layer(x, key, cache, **call) -> (x, cache), and keeps the state that the
     layers come out with (histories of fp8, loads of experts). `keys` and the leaves of `cache` have
     one entry a layer; either may be None. Returns x and the new caches, stacked."""
-    split = lambda module: nnx.split(module, nnx.Param, ...)  # noqa: E731
-    graphdef, params, state = split(layers if scan else layers[0])
 
-    def body(x: Array, layer: tuple[Any, ...]) -> tuple[Array, Any]:
+    def body(graphdef: Any, x: Array, layer: tuple[Any, ...]) -> tuple[Array, Any]:
         params, state, key, cache = layer
         block = nnx.merge(graphdef, params, state)
         x, cache = block(x, key, cache, **call)
-        return x, (split(block)[2], cache)
+        return x, (_split(block)[2], cache)
 
     if remat != "none":
-        body = jax.checkpoint(body, policy=POLICIES[remat], prevent_cse=not scan)
-    if scan:
-        x, (state, cache) = jax.lax.scan(body, x, (params, state, keys, cache), unroll=unroll)
-        nnx.update(layers, state)
-        return x, cache
-    take = lambda tree, i: jax.tree.map(lambda leaf: leaf[i], tree)  # noqa: E731
-    caches = []
-    for i, layer in enumerate(layers):
-        x, (state, new) = body(x, (*split(layer)[1:], take(keys, i), take(cache, i)))
-        nnx.update(layer, state)
-        caches.append(new)
-    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
+        policy = POLICIES[remat]
+        body = jax.checkpoint(body, policy=policy, prevent_cse=not scan, static_argnums=0)
+    if not scan:
+        caches = []
+        for i, layer in enumerate(layers):
+            graphdef, params, state = _split(layer)
+            x, (state, new) = body(graphdef, x, (params, state, _at(keys, i), _at(cache, i)))
+            nnx.update(layer, state)
+            caches.append(new)
+        return x, _stacked(caches)
+    grouped = isinstance(layers, Group)
+    if grouped:
+        grouping = lambda leaf: leaf.reshape(-1, layers.period, *leaf.shape[1:])  # noqa: E731
+        keys, cache = jax.tree.map(grouping, (keys, cache))
+    graphdef, params, state = _split(layers)
+    x, (state, cache) = jax.lax.scan(
+        lambda x, layer: body(graphdef, x, layer), x, (params, state, keys, cache), unroll=unroll
+    )
+    nnx.update(layers, state)
+    if grouped:
+        cache = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), cache)
+    return x, cache
+
+
+def collect(layers: Any, function: Callable[[Any], Any], *, scan: bool) -> Any:
+    """Returns function(layer) of every layer, stacked; it reads the layers only."""
+    if not scan:
+        return _stacked([function(layer) for layer in layers])
+    graphdef, params, state = _split(layers)
+
+    def one(carry: None, layer: tuple[Any, Any]) -> tuple[None, Any]:
+        block = nnx.merge(graphdef, *layer)
+        if not isinstance(block, Group):
+            return None, function(block)
+        return None, _stacked([function(getattr(block, f"turn{i}")) for i in range(block.period)])
+
+    found = jax.lax.scan(one, None, (params, state))[1]
+    if isinstance(layers, Group):
+        found = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
+    return found
+
+
+def _split(module: nnx.Module) -> tuple[Any, Any, Any]:
+    return nnx.split(module, nnx.Param, ...)
+
+
+def _at(tree: Any, index: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def _stacked(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
