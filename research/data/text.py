@@ -9,6 +9,8 @@ A row of any packing is a choice of spans of predictions:
 - stream: windows of `context` over the whole array. Training shifts the cuts each epoch.
 - documents, none: see packing.py. `segments` (1, 2, ... in a row, 0 is padding) and `positions`
   keep the documents of a row apart.
+
+What is to be predicted is the `objective`: each next token, masked ones, or spans (corrupt.py).
 """
 
 import functools
@@ -19,12 +21,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
-from research.arguments import Count, InputError, Size
+from research.arguments import Count, InputError, Range, Size
 from research.data import tokenizer as tokenizers
+from research.data.corrupt import mask, mask_count, span_shapes, spans
 from research.data.readers import Records
 from research.data.source import Batch, RecordError, Source, cached, make_batches, skip_record
 from research.data.tokenizer import Tokenizer
@@ -42,6 +45,10 @@ def make(
     tokenizer_path: str | None = None,
     context: Count = 128,
     packing: Literal["stream", "documents", "none"] = "stream",
+    objective: Literal["next", "masked", "spans"] = "next",
+    mask_rate: Annotated[float, Range(0, 1, above=True, below=True)] = 0.15,
+    whole_words: bool = False,
+    span_length: Annotated[float, Range(1)] = 3.0,
     workers: Size = 0,
     skip_budget: Size = 0,
     cache: str | None = None,
@@ -52,6 +59,9 @@ def make(
 ) -> Source:
     """Returns batches of tokens, targets (batch, context) int32 and weight float32 (0 is padding),
     with packing "documents" or "none" also segments and positions (batch, context) int32.
+    Objective "masked": targets are the tokens themselves and weight is 1 on the `mask_rate` of them
+    that is masked; "spans": inputs, input_segments (batch, s), tokens, targets, segments and weight
+    (batch, t), where s and t follow from `context`. Both add ids behind the tokenizer's own.
 
     "train" is shuffled without end; any other split is one pass that predicts every token once.
     `reader` is a file of data/readers, `path` where its text lies, `field` the text's name in a
@@ -80,7 +90,7 @@ def make(
     if num_tokens < (needed := 1 if packing == "none" else context):
         advice = "set a smaller context, or give more text"
         raise InputError(f"split {split} has {num_tokens} tokens, a row needs {needed}; {advice}")
-    dtypes = dict(tokens=np.int32, targets=np.int32, weight=np.float32)
+    names = ["tokens", "targets", "weight"]
     if packing == "stream":
         num_rows = -(-num_tokens // context)
         row = functools.partial(_window, tokens, context, seed if split == "train" else None)
@@ -91,13 +101,29 @@ def make(
         cached(plan, lambda to: write_plan(store / "offsets.npy", context, packing, to))
         num_rows = len(_open(plan / "rows.npy")) - 1
         row = functools.partial(_packed, tokens, context, plan)
-        dtypes |= dict(segments=np.int32, positions=np.int32)
+        names += ["segments", "positions"]
         info["num_tokens"] = int(_open(plan / "spans.npy")[:, 1].sum())
         info["num_bytes"] = info["num_bytes"] if info["num_tokens"] == num_tokens else None
-    info |= dict(vocab_size=codec.vocab_size, context=context, tokenizer=codec.kind)
+    extra = 0
+    if objective == "masked":
+        row, extra = functools.partial(mask, row, codec, mask_rate, whole_words), 1
+        names += ["segments", "positions"]
+        info |= dict(predictions=mask_count(context, mask_rate), num_bytes=None)
+    shapes = dict.fromkeys(names, context)
+    if objective == "spans":
+        if packing == "documents":
+            raise InputError("spans are cut from one text a row; set packing=stream or none")
+        row = functools.partial(spans, row, codec, context, mask_rate, span_length)
+        width, height, extra = span_shapes(context, mask_rate, span_length)
+        shapes = dict(inputs=width, input_segments=width)
+        shapes |= dict(tokens=height, targets=height, segments=height, weight=height)
+        info["num_bytes"] = None
+    info |= dict(vocab_size=codec.vocab_size + extra, context=context, tokenizer=codec.kind)
     info["tokenizer_fingerprint"] = codec.fingerprint
-    info["fingerprint"] = _digest(key, packing, context)
-    spec = {name: jax.ShapeDtypeStruct((batch, context), dtype) for name, dtype in dtypes.items()}
+    corruption = () if objective == "next" else (objective, mask_rate, whole_words, span_length)
+    info["fingerprint"] = _digest(key, packing, context, *corruption)
+    kind = lambda name: np.float32 if name == "weight" else np.int32  # noqa: E731
+    spec = {n: jax.ShapeDtypeStruct((batch, size), kind(n)) for n, size in shapes.items()}
     order = dict(seed=seed, shuffle=split == "train", repeat=split == "train")
     care = dict(workers=workers, skip_budget=skip_budget)
     batches, rows = make_batches(row, num_rows, spec=spec, batch=batch, **order, **care)

@@ -1,0 +1,90 @@
+"""BERT learns to fill masked words.
+
+Paper: Devlin et al. 2018 (arXiv:1810.04805); no next sentence, as RoBERTa (arXiv:1907.11692).
+Expected: no number of our own yet for base and large, which want the paper's 3.3 billion words and
+    a pod; `small` learns the standard library's text on a CPU.
+Command: anneal train --config=configs/nlp/bert.py --workdir=runs/bert --config.data.path=TEXTS
+Variants: base (110 M), large (340 M), small (minutes on a CPU), tiny (seconds).
+"""
+
+from typing import Literal
+
+from configs.common import adamw
+
+
+def get_config(variant: Literal["base", "large", "small", "tiny"] = "base") -> dict:
+    """Returns the config as a dict."""
+    return {"base": base, "large": large, "small": small, "tiny": tiny}[variant]()
+
+
+def base() -> dict:
+    """12 layers of 768; the paper's million steps of 256 texts of 512."""
+    return dict(
+        seed=0,
+        steps=1_000_000,
+        batch=256,
+        precision="bf16",
+        model=dict(name="bert", num_layers=12, num_heads=12, width=768),
+        task=dict(name="masked_lm"),
+        data=dict(
+            name="text",
+            reader="files",
+            path=None,
+            tokenizer="bpe",
+            vocab_size=30_000,
+            context=512,
+            packing="documents",
+            objective="masked",
+        ),
+        optim=adamw(1e-4, warmup=10_000, final=0.0, decay=0.01, b2=0.999),
+        eval=dict(every=10_000),
+        checkpoint=dict(every=10_000),
+        log=dict(every=100),
+    )
+
+
+def large() -> dict:
+    """24 layers of 1,024."""
+    config = base()
+    config.update(model=dict(name="bert", num_layers=24, num_heads=16, width=1_024, remat="dots"))
+    return config
+
+
+def small() -> dict:
+    """4 layers of 192, on Python's own source text."""
+    config = base()
+    config.update(
+        steps=2_000,
+        batch=16,
+        precision="fp32",
+        model=dict(name="bert", num_layers=4, num_heads=6, width=192, unroll=4, dropout=0.0),
+        data=dict(
+            name="text",
+            reader="stdlib",
+            tokenizer="bpe",
+            vocab_size=2_048,
+            context=128,
+            objective="masked",
+        ),
+        optim=adamw(2e-3, warmup=200, final=0.05, decay=0.01),
+        eval=dict(every=500),
+        checkpoint=dict(every=500),
+        log=dict(every=20),
+    )
+    return config
+
+
+def tiny() -> dict:
+    """Seconds: for tests and for looking around."""
+    config = small()
+    config.update(
+        steps=20,
+        batch=8,
+        model=dict(name="bert", num_layers=2, num_heads=2, width=32),
+        data=dict(name="text", reader="stdlib", tokenizer="bytes", context=32, objective="masked"),
+        optim=adamw(1e-3, warmup=5),
+        eval=dict(every=10),
+        checkpoint=dict(every=10),
+        log=dict(every=5),
+    )
+    return config
