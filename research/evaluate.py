@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
+import numpy as np
 
 from research import build, workdir
 from research import config as config_lib
@@ -24,12 +26,12 @@ def evaluate_split(
     """Returns the numbers of a whole split: each metric's sum over its weight, and the task's
     report. `eval_step` is jitted; float64 sums on the host do not depend on the batch size. `beat`
     is called for each batch: a watchdog's."""
-    totals: dict[str, list[float]] = {}
+    totals: dict[str, tuple[Any, Any]] = {}
 
     def add(sums: dict) -> None:
-        for name, pair in jax.device_get(sums).items():
-            total = totals.setdefault(name, [0.0, 0.0])
-            total[0], total[1] = total[0] + float(pair[0]), total[1] + float(pair[1])
+        for name, (total, weight) in jax.device_get(sums).items():
+            before = totals.get(name, (0.0, 0.0))
+            totals[name] = before[0] + np.asarray(total, float), before[1] + float(weight)
 
     sums: dict = {}
     for batch in build.batches(run, source, one_pass=True):
@@ -40,8 +42,9 @@ def evaluate_split(
     add(sums)
     if not totals or totals["loss"][1] == 0:
         raise InputError("the evaluation split is empty; check config.eval.split and the data")
-    means = {name: total / weight for name, (total, weight) in totals.items()}
-    return means | run.task.report({k: tuple(v) for k, v in totals.items()}, source.info)
+    # Arrays, whose names begin with "_", are sums for the report alone.
+    means = {n: float(x / weight) for n, (x, weight) in totals.items() if not n.startswith("_")}
+    return means | run.task.report(totals, source.info)
 
 
 def evaluate(
@@ -63,15 +66,16 @@ def evaluate(
     source = build.make_source(config, split or config.eval.split)
     build.decide(config, source.info)  # refuses data that is more than the model was made for
     with jax.set_mesh(run.mesh):
-        variables, number = restore_weights(folder, run, step, weights)
+        variables, number, _ = restore_weights(folder, run, step, weights)
         result = evaluate_split(run, jax.jit(run.eval_step), variables, source)
     return {"step": number} | result
 
 
 def restore_weights(
     folder: str, run: build.Run, step: str, weights: str | None
-) -> tuple[dict, int]:
-    """Returns `variables` of a checkpoint without reading its optimizer state, and its step."""
+) -> tuple[dict, int, dict]:
+    """Returns `variables` of a checkpoint without reading its optimizer state, its step, and
+    source.info of its data."""
     weights = weights or build.kept(run.config)
     if weights == "ema" and build.kept(run.config) == "raw":
         raise InputError("--weights=ema, but this run kept no average (config.ema, config.swa)")
@@ -87,9 +91,10 @@ def restore_weights(
                 + ("" if best else " and config.checkpoint.best names no metric to judge by")
             )
         number = int(number)
-        _refuse_another_model(folder, checkpoints.notes(number)["extra"])
+        extra = checkpoints.notes(number)["extra"]
+        _refuse_another_model(folder, extra)
         state: TrainState = checkpoints.restore(number, run.abstract, only=(*fields, "frozen"))
-    return build.weights(state, weights), number
+    return build.weights(state, weights), number, extra["data"]
 
 
 def _refuse_another_model(folder: str, stored: dict) -> None:

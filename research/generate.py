@@ -1,9 +1,10 @@
-"""Text from a trained workdir: prompts in, continuations out, jitted and cached."""
+"""Answers from a trained workdir, prompt by prompt, jitted: texts are continued, answered or
+translated, masks filled, classes named, as the run's task has it."""
 
 import functools
 import typing
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -11,9 +12,13 @@ import numpy as np
 from research import build, workdir
 from research import config as config_lib
 from research.arguments import Count, InputError, NonNegative, Range, Seed, Size, check
+from research.data import sentences
 from research.data import tokenizer as tokenizer_lib
-from research.decode.sample import decode
+from research.data.corrupt import pair
+from research.decode import fill, sample
 from research.evaluate import restore_weights
+
+MASK = "[MASK]"  # stands for a token to be filled in
 
 
 def generate(
@@ -30,12 +35,17 @@ def generate(
     batch: int = 16,
     overrides: Sequence[str] = (),
 ) -> Iterator[dict]:
-    """Yields {"prompt", "text", "tokens"} for each prompt, in order.
+    """Yields a dict for each prompt, in order: "prompt" and
+
+    - causal_lm: "text" and its number of "tokens". The prompt continues inside a text; an empty one
+      begins a text, as documents in training do: after an end token.
+    - seq2seq: the same, what the prompt becomes: its translation, its answer, its lost spans.
+    - masked_lm: "text" with each [MASK] filled, and for each the five likeliest "candidates".
+    - classify: "label" and "probabilities"; the sentences of a pair are separated by a tab.
 
     A result depends on its prompt, the seed and its place in the order, not on the other prompts.
-    A prompt continues inside a text; an empty one begins a text, as documents in training do: after
-    an end token. `max_tokens` None: what the context has room for. Raises InputError for a prompt
-    that leaves no room, a character the tokenizer does not know, or sampling numbers out of range.
+    `max_tokens` None: what the context has room for. Raises InputError for a prompt that leaves no
+    room, a character the tokenizer does not know, or sampling numbers out of range.
     """
     prompts = list(prompts)
     hints = typing.get_type_hints(generate, include_extras=True)
@@ -43,9 +53,29 @@ def generate(
     for name, value in (numbers | dict(max_tokens=max_tokens, seed=seed)).items():
         check(value, hints[name], f"--{name.replace('_', '-')}")
     config = config_lib.override(workdir.existing_config(folder), overrides)
+    task = config.task.name
+    if task not in ANSWERS:
+        raise InputError(f"generate has no answer for task {task!r}; {', '.join(ANSWERS)} have one")
     run = build.build(config, with_data=False)
     tokenizer = tokenizer_lib.load(workdir.epath.Path(folder) / "tokenizer.json")
-    context = config.model.context
+    numbers["top_k"] = min(top_k, config.model.get("vocab_size") or top_k)
+    prepare = ANSWERS[task](run, tokenizer, prompts, max_tokens, numbers)
+    with jax.set_mesh(run.mesh):
+        variables, _, info = restore_weights(folder, run, step, weights)
+        answer = prepare(info)
+        key = jax.random.key(np.uint32(seed))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(len(prompts)))
+        for start in range(0, len(prompts), batch):
+            chosen = range(start, min(start + batch, len(prompts)))
+            found = answer(variables, chosen, keys[start : start + batch])
+            for index, result in zip(chosen, found, strict=True):
+                yield {"prompt": prompts[index]} | result
+
+
+def _continued(
+    run: Any, tokenizer: Any, prompts: list[str], max_tokens: int | None, numbers: dict
+) -> Callable:
+    context = run.config.model.context
     encoded = [ids if len(ids) else np.array([tokenizer.end]) for ids in tokenizer.encode(prompts)]
     for prompt, ids in zip(prompts, encoded, strict=True):
         room = context - len(ids)
@@ -54,29 +84,133 @@ def generate(
                 f"the prompt {prompt[:40]!r} has {len(ids)} tokens and leaves room for "
                 f"{max(room, 0)} in the context of {context}; shorten it, or lower --max-tokens"
             )
-    numbers["top_k"] = min(top_k, config.model.vocab_size)
     new = max_tokens or context - min(map(len, encoded), default=0)
-    compiled = jax.jit(
-        functools.partial(decode, run.model, end=tokenizer.end), static_argnames="max_tokens"
-    )
-    with jax.set_mesh(run.mesh):
-        variables, _ = restore_weights(folder, run, step, weights)
-        key = jax.random.key(np.uint32(seed))
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(len(prompts)))
-        for start in range(0, len(prompts), batch):
-            rows = encoded[start : start + batch]
-            # Prompts are padded to a power of two: few shapes, few compilations.
-            width = min(1 << (max(map(len, rows)) - 1).bit_length(), context)
-            padded = np.full((len(rows), width), tokenizer.end, np.int32)
-            for row, ids in zip(padded, rows, strict=True):
-                row[: len(ids)] = ids
-            lengths = np.array([len(ids) for ids in rows], np.int32)
-            limits = np.minimum(new, context - lengths)
-            inputs = {"tokens": padded, "lengths": lengths, "limits": limits}
-            tokens = compiled(
-                variables, inputs, keys[start : start + batch], max_tokens=new, **numbers
+    compiled = _compiled(run, tokenizer)
+
+    def answer(variables: dict, chosen: range, keys: jax.Array) -> list[dict]:
+        rows = [encoded[index] for index in chosen]
+        padded = _padded(rows, context, tokenizer.end)
+        lengths = np.array([len(ids) for ids in rows], np.int32)
+        limits = np.minimum(new, context - lengths)
+        inputs = {"tokens": padded, "lengths": lengths, "limits": limits}
+        tokens = compiled(variables, inputs, keys, max_tokens=new, **numbers)
+        return [_text(row, tokenizer) for row in np.asarray(tokens)]
+
+    return lambda info: answer
+
+
+def _answered(
+    run: Any, tokenizer: Any, prompts: list[str], max_tokens: int | None, numbers: dict
+) -> Callable:
+    data = run.config.data
+    context, new = data.context, max_tokens or data.get("target_context") or data.context
+    encoded = tokenizer.encode(prompts)
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if len(ids) >= context:
+            raise InputError(
+                f"the prompt {prompt[:40]!r} has {len(ids)} tokens, and {context - 1} have room; "
+                "shorten it"
             )
-            for prompt, row in zip(prompts[start : start + batch], np.asarray(tokens), strict=True):
-                ended = np.flatnonzero(row == tokenizer.end)
-                row = row[: ended[0]] if len(ended) else row
-                yield {"prompt": prompt, "text": tokenizer.decode(row), "tokens": len(row)}
+    compiled = _compiled(run, tokenizer)
+
+    def answer(variables: dict, chosen: range, keys: jax.Array) -> list[dict]:
+        rows = [pair(encoded[i], encoded[i][:0], tokenizer.end, context, 1) for i in chosen]
+        names = ("inputs", "input_segments")
+        inputs = {name: np.stack([row[name] for row in rows]) for name in names}
+        inputs["tokens"] = np.full((len(rows), 1), tokenizer.end, np.int32)
+        inputs["lengths"] = np.ones(len(rows), np.int32)
+        tokens = compiled(variables, inputs, keys, max_tokens=new, **numbers)
+        return [_text(row, tokenizer) for row in np.asarray(tokens)]
+
+    return lambda info: answer
+
+
+def _filled(
+    run: Any, tokenizer: Any, prompts: list[str], max_tokens: int | None, numbers: dict
+) -> Callable:
+    context, mask = run.config.model.context, tokenizer.vocab_size
+    encoded = []
+    for prompt in prompts:
+        parts = tokenizer.encode(prompt.split(MASK))
+        ids = [x for part in parts for x in (part, [mask])][:-1]
+        encoded.append(np.concatenate(ids).astype(np.int32))
+        if len(parts) == 1:
+            raise InputError(f"the prompt {prompt[:40]!r} has no {MASK} to fill")
+        if len(encoded[-1]) > context:
+            raise InputError(
+                f"the prompt {prompt[:40]!r} has {len(encoded[-1])} tokens, and {context} have "
+                "room; shorten it"
+            )
+    compiled = jax.jit(functools.partial(fill.decode, run.model, top=5))
+
+    def answer(variables: dict, chosen: range, keys: jax.Array) -> list[dict]:
+        rows = [encoded[index] for index in chosen]
+        tokens, results = _padded(rows, context, tokenizer.end), []
+        segments = np.stack([np.arange(tokens.shape[1]) < len(row) for row in rows])
+        inputs = {"tokens": tokens, "segments": segments.astype(np.int32)}
+        best, chance = map(np.asarray, compiled(variables, inputs))
+        for row, ids, probability in zip(rows, best, chance, strict=True):
+            places = np.flatnonzero(row == mask)
+            filled = row.copy()
+            filled[places] = ids[places, 0]
+            candidates = [
+                {tokenizer.decode([i]): round(float(p), 4) for i, p in zip(*pair_, strict=True)}
+                for pair_ in zip(ids[places], probability[places], strict=True)
+            ]
+            results.append({"text": tokenizer.decode(filled), "candidates": candidates})
+        return results
+
+    return lambda info: answer
+
+
+def _classified(
+    run: Any, tokenizer: Any, prompts: list[str], max_tokens: int | None, numbers: dict
+) -> Callable:
+    context = run.config.data.context
+    apply = jax.jit(lambda v, *inputs: jax.nn.softmax(run.model.apply(v, *inputs)[0]))
+
+    def prepare(info: dict) -> Callable:
+        def row(prompt: str) -> dict[str, np.ndarray]:
+            first, *second = tokenizer.encode(prompt.split("\t", 1))
+            return sentences.encode(first, second[0] if second else None, context, tokenizer)
+
+        rows = [row(prompt) for prompt in prompts]
+
+        def answer(variables: dict, chosen: range, keys: jax.Array) -> list[dict]:
+            names = ("tokens", "segments", "types")
+            tokens, segments, types = (np.stack([rows[i][n] for i in chosen]) for n in names)
+            chances = np.asarray(apply(variables, tokens, segments, None, types))
+            named = [dict(zip(info["classes"], map(float, row), strict=True)) for row in chances]
+            return [{"label": max(one, key=one.get), "probabilities": one} for one in named]
+
+        return answer
+
+    return prepare
+
+
+ANSWERS = {
+    "causal_lm": _continued,
+    "seq2seq": _answered,
+    "masked_lm": _filled,
+    "classify": _classified,
+}
+
+
+def _compiled(run: Any, tokenizer: Any) -> Callable:
+    decode = functools.partial(sample.decode, run.model, end=tokenizer.end)
+    return jax.jit(decode, static_argnames="max_tokens")
+
+
+def _padded(rows: list[np.ndarray], context: int, end: int) -> np.ndarray:
+    """Prompts are padded to a power of two: few shapes, few compilations."""
+    width = min(1 << (max(map(len, rows)) - 1).bit_length(), context)
+    padded = np.full((len(rows), width), end, np.int32)
+    for row, ids in zip(padded, rows, strict=True):
+        row[: len(ids)] = ids
+    return padded
+
+
+def _text(row: np.ndarray, tokenizer: Any) -> dict[str, Any]:
+    ended = np.flatnonzero(row == tokenizer.end)
+    row = row[: ended[0]] if len(ended) else row
+    return {"text": tokenizer.decode(row), "tokens": len(row)}

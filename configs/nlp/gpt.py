@@ -4,17 +4,21 @@ Paper: Radford et al. 2019 (GPT-2), byte-level BPE; Vaswani et al. 2017 (arXiv:1
 Expected: about 1.88 bits per byte on held-out files after 3 to 5 minutes on 2 CPU cores
     (an order-5 n-gram model on the same split: 1.93).
 Command: anneal train --config=configs/nlp/gpt.py --workdir=runs/gpt
-Variants: tiny (seconds), shakespeare (characters; needs --config.data.path=input.txt).
+Variants: tiny (seconds), tiny_moe (the same, four experts a layer), shakespeare (characters; needs
+    --config.data.path=input.txt).
 """
 
 from typing import Literal
 
 from configs.common import adamw
 
+Variant = Literal["default", "tiny", "tiny_moe", "shakespeare"]
 
-def get_config(variant: Literal["default", "tiny", "shakespeare"] = "default") -> dict:
+
+def get_config(variant: Variant = "default") -> dict:
     """Returns the config as a dict."""
-    return {"default": default, "tiny": tiny, "shakespeare": shakespeare}[variant]()
+    named = dict(default=default, tiny=tiny, tiny_moe=tiny_moe, shakespeare=shakespeare)
+    return named[variant]()
 
 
 def default() -> dict:
@@ -46,6 +50,14 @@ def tiny() -> dict:
         checkpoint=dict(every=10),
         log=dict(every=5),
     )
+    return config
+
+
+def tiny_moe() -> dict:
+    """Mixtral's shape: four experts a layer, two of which serve a token."""
+    config = tiny()
+    shape = dict(norm="rmsnorm", positions="rotary", mlp="swiglu", bias=False, experts=4)
+    config["model"].update(shape)
     return config
 
 

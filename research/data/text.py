@@ -77,8 +77,8 @@ def make(
 
     read = functools.cache(lambda name: find("data.readers", reader)(path, name, field))
     root = Path(cache or os.environ.get("ANNEAL_CACHE") or "~/.cache/anneal").expanduser()
-    codec = _tokenizer(read, tokenizer, vocab_size, tokenizer_path, root, skip_budget)
-    key = _digest(FORMAT, read(split).fingerprint, codec.fingerprint, split)
+    codec = learn_tokenizer(read, tokenizer, vocab_size, tokenizer_path, root, skip_budget)
+    key = digest(FORMAT, read(split).fingerprint, codec.fingerprint, split)
     store = root / f"tokens-{key}"
     cached(store, lambda to: _tokenise(read(split), codec, skip_budget, to))
     tokens, info = next(store.glob("tokens.*")), json.loads((store / "info.json").read_text())
@@ -97,7 +97,7 @@ def make(
     else:
         from research.data.packing import write_plan
 
-        plan = root / f"rows-{_digest(FORMAT, key, packing, context)}"
+        plan = root / f"rows-{digest(FORMAT, key, packing, context)}"
         cached(plan, lambda to: write_plan(store / "offsets.npy", context, packing, to))
         num_rows = len(_open(plan / "rows.npy")) - 1
         row = functools.partial(_packed, tokens, context, plan)
@@ -106,7 +106,8 @@ def make(
         info["num_bytes"] = info["num_bytes"] if info["num_tokens"] == num_tokens else None
     extra = 0
     if objective == "masked":
-        row, extra = functools.partial(mask, row, codec, mask_rate, whole_words), 1
+        # The mask, and the token that sentences.py begins a text with.
+        row, extra = functools.partial(mask, row, codec, mask_rate, whole_words), 2
         names += ["segments", "positions"]
         info |= dict(predictions=mask_count(context, mask_rate), num_bytes=None)
     shapes = dict.fromkeys(names, context)
@@ -121,7 +122,7 @@ def make(
     info |= dict(vocab_size=codec.vocab_size + extra, context=context, tokenizer=codec.kind)
     info["tokenizer_fingerprint"] = codec.fingerprint
     corruption = () if objective == "next" else (objective, mask_rate, whole_words, span_length)
-    info["fingerprint"] = _digest(key, packing, context, *corruption)
+    info["fingerprint"] = digest(key, packing, context, *corruption)
     kind = lambda name: np.float32 if name == "weight" else np.int32  # noqa: E731
     spec = {n: jax.ShapeDtypeStruct((batch, size), kind(n)) for n, size in shapes.items()}
     order = dict(seed=seed, shuffle=split == "train", repeat=split == "train")
@@ -130,7 +131,8 @@ def make(
     return Source(spec, info, -(-num_rows // batch), batches, rows, codec)
 
 
-def _digest(*parts: object) -> str:
+def digest(*parts: object) -> str:
+    """Returns a name for what is made of `parts`."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
@@ -143,7 +145,7 @@ def _texts(records: Records, budget: int, skipped: set[str]) -> Iterator[str | N
             yield None
 
 
-def _tokenizer(
+def learn_tokenizer(
     read: Callable[[str], Records],
     kind: str,
     vocab_size: int | None,
@@ -159,7 +161,7 @@ def _tokenizer(
         texts = (text for text in _texts(read("train"), budget, set()) if text is not None)
         tokenizers.train(kind, texts, vocab_size).save(folder / "tokenizer.json")
 
-    key = _digest(FORMAT, read("train").fingerprint, kind, vocab_size)
+    key = digest(FORMAT, read("train").fingerprint, kind, vocab_size)
     return tokenizers.load(cached(root / f"tokenizer-{key}", write) / "tokenizer.json")
 
 

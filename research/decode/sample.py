@@ -36,14 +36,19 @@ def decode(
     """Returns new tokens (b, n), `end` after the end of a text.
 
     inputs: tokens (b, p), padded on the right with anything, lengths (b,), each at least 1, and
-    optionally limits (b,), the new tokens a row may have. Each row has its own key, so its result
-    does not depend on the rows beside it.
+    optionally limits (b,), the new tokens a row may have; for an encoder-decoder also inputs and
+    input_segments (b, s). Each row has its own key, so its result does not depend on the rows
+    beside it.
     temperature 0 is greedy; top_k 0 and top_p 1 cut nothing. All three may be tracers.
     """
     prompt_bp, lengths_b = inputs["tokens"], inputs["lengths"]
     limits_b = inputs.get("limits", max_tokens)
     batch, width = prompt_bp.shape
-    cache, _ = model.apply(variables, batch, width + max_tokens, method="empty_cache")
+    memory = ()
+    if "inputs" in inputs:
+        source = inputs["inputs"], inputs["input_segments"]
+        memory = model.apply(variables, *source, method="encode")[0], source[1]
+    cache, _ = model.apply(variables, batch, width + max_tokens, *memory, method="empty_cache")
 
     def logits_at(tokens: Array, positions: Array, cache: Any, last_b: Array) -> tuple[Array, Any]:
         (hidden, cache), _ = model.apply(variables, tokens, positions, cache, method="decode_step")

@@ -1,0 +1,125 @@
+"""Sentences, or pairs of them, with a class each: sentiment, acceptability, entailment.
+
+    data = dict(name="sentences", path="sst2", columns=("sentence", "label"))
+
+A row is a first token (codec.vocab_size + 1), the sentence, `end`, and of a pair the second
+sentence and another `end`, whose `types` are 1. The table's forms are those of table.py.
+"""
+
+import functools
+import os
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from research.arguments import Count, InputError, Size
+from research.data import table
+from research.data.readers import Records
+from research.data.source import Batch, Source, make_batches
+from research.data.text import digest, learn_tokenizer
+from research.data.tokenizer import Tokenizer
+
+SPECIAL = 2  # the mask, as in corrupt.py, and the first token
+
+
+def make(
+    path: str | None = None,
+    columns: tuple[str, ...] | None = None,
+    text: str = "sentence",
+    pair: str | None = None,
+    label: str = "label",
+    tokenizer: Literal["bytes", "characters", "bpe"] = "bpe",
+    vocab_size: Count | None = None,
+    tokenizer_path: str | None = None,
+    context: Count = 64,
+    workers: Size = 0,
+    cache: str | None = None,
+    *,
+    split: str,
+    seed: int,
+    batch: int,
+) -> Source:
+    """Returns batches of tokens, segments, types (batch, context) and labels (batch,) int32, and
+    weight (batch,) float32. `columns` names those of a file without a header line; `text`, `pair`
+    and `label` are columns. Longer texts are cut, the longer sentence of a pair first.
+
+    info: labels, their number, and classes, their names in the order of their numbers, both of the
+    train split. Raises InputError for a label that the train split does not have.
+    """
+    import jax
+
+    fields = (text, label) if pair is None else (text, pair, label)
+    found = table.read(path, split, columns, fields)
+    train = found if split == "train" else table.read(path, "train", columns, fields)
+    if not found.rows or not train.rows:
+        raise InputError(f"{path} has no rows for split {split}")
+    classes = sorted({row[label] for row in train.rows}, key=_order)
+    number = {name: index for index, name in enumerate(classes)}
+    for row, where in zip(found.rows, found.names, strict=True):
+        if row[label] not in number:
+            raise InputError(
+                f"{where}: label {row[label]!r} is not among those of the train split: "
+                + ", ".join(classes)
+            )
+    root = Path(cache or os.environ.get("ANNEAL_CACHE") or "~/.cache/anneal").expanduser()
+    texts = [row[name] for row in train.rows for name in fields[:-1]]
+    held = Records(len(texts), str, texts.__getitem__, train.fingerprint)
+    codec = learn_tokenizer(lambda _: held, tokenizer, vocab_size, tokenizer_path, root, 0)
+    first = codec.encode([row[text] for row in found.rows])
+    second = codec.encode([row[pair] for row in found.rows]) if pair else None
+    labels = np.array([number[row[label]] for row in found.rows], np.int32)
+    make_row = functools.partial(_row, first, second, labels, context, codec)
+    dtypes = dict(tokens=np.int32, segments=np.int32, types=np.int32)
+    spec = {name: jax.ShapeDtypeStruct((batch, context), dtype) for name, dtype in dtypes.items()}
+    spec |= {
+        "labels": jax.ShapeDtypeStruct((batch,), np.int32),
+        "weight": jax.ShapeDtypeStruct((batch,), np.float32),
+    }
+    order = dict(seed=seed, shuffle=split == "train", repeat=split == "train", workers=workers)
+    batches, rows = make_batches(make_row, len(labels), spec=spec, batch=batch, **order)
+    info = dict(labels=len(classes), classes=classes, context=context)
+    info |= dict(vocab_size=codec.vocab_size + SPECIAL, tokenizer=codec.kind)
+    info["tokenizer_fingerprint"] = codec.fingerprint
+    info["fingerprint"] = digest(found.fingerprint, codec.fingerprint, context, fields, classes)
+    return Source(spec, info, -(-len(labels) // batch), batches, rows, codec)
+
+
+def _order(name: str) -> tuple:
+    """Numbers as numbers: 2 before 10."""
+    return (0, int(name), "") if name.isdecimal() else (1, 0, name)
+
+
+def encode(
+    first: np.ndarray, second: np.ndarray | None, context: int, codec: Tokenizer
+) -> dict[str, np.ndarray]:
+    """Returns tokens, segments and types (context,) of a sentence or a pair."""
+    room = context - 2 - (second is not None)
+    if second is not None:  # the longer one gives way
+        short = min(len(first), len(second))
+        keep = max(room // 2, room - short)
+        first, second = first[:keep], second[:keep]
+        second = second[: room - len(first)]
+    parts = [[codec.vocab_size + 1], first[:room], [codec.end]]
+    parts += [] if second is None else [second, [codec.end]]
+    ids = np.concatenate(parts).astype(np.int32)
+    row = {name: np.zeros(context, np.int32) for name in ("tokens", "segments", "types")}
+    row["tokens"][: len(ids)] = ids
+    row["segments"][: len(ids)] = 1
+    if second is not None:
+        row["types"][len(ids) - len(second) - 1 : len(ids)] = 1
+    return row
+
+
+def _row(
+    first: list[np.ndarray],
+    second: list[np.ndarray] | None,
+    labels: np.ndarray,
+    context: int,
+    codec: Tokenizer,
+    index: int,
+    epoch: int,
+    random: np.random.Generator,
+) -> Batch:
+    row = encode(first[index], second[index] if second else None, context, codec)
+    return row | {"labels": labels[index], "weight": np.float32(1)}
