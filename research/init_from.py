@@ -10,10 +10,11 @@ re.sub) is where to take it from. Paths are those of single layers, so that a sc
 from an unrolled one. Of a run that kept an average of its weights the average is taken.
 """
 
+import difflib
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from research import build, hosts, manifest, tree, workdir
-from research.arguments import InputError, nearest
+from research.arguments import InputError
 from research.checkpoint import Checkpoints
 from research.data import tokenizer as tokenizer_lib
 from research.step import TrainState
@@ -49,7 +50,9 @@ class Origin(NamedTuple):
     model: dict[str, Any]  # keywords of its config.model
     tokenizer: str | None  # its fingerprint
     shapes: dict[str, tuple[int, ...]]  # of each path
-    read: Callable[[str, NamedSharding], jax.Array]  # a path, onto the mesh
+    # (paths, leaf, stacked) -> onto the mesh, with the type and sharding of the leaf: one path, or
+    # several stacked
+    read: Callable[[list[str], jax.ShapeDtypeStruct, bool], jax.Array]
 
 
 def fresh_state(run: build.Run, folder: str) -> TrainState:
@@ -68,13 +71,18 @@ def fresh_state(run: build.Run, folder: str) -> TrainState:
     with jax.set_mesh(run.mesh), open_origin(run) as origin:
         plan = choose(run.config.init_rules, wanted, origin)
         notes = compare(run, wanted, plan, origin)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        draw = lambda seed: run.model.init(jax.random.key(seed))  # noqa: E731
-        leaves = tree.flatten(jax.jit(draw, out_shardings=shardings)(np.uint32(run.config.seed)))
-        for path, leaf in tree.flatten(abstract).items():  # one by one: the old ones are given up
-            sources = [plan[name][1] for name in tree.unrolled_paths(PLACES.sub("", path), leaf)]
+        leaves = {}
+        if any(kind != "loaded" for kind, _ in plan.values()):
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+            draw = jax.jit(
+                lambda seed: run.model.init(jax.random.key(seed)), out_shardings=shardings
+            )
+            leaves = tree.flatten(draw(np.uint32(run.config.seed)))
+        for path, leaf in tree.flatten(abstract).items():  # one by one: what was drawn is given up
+            name = PLACES.sub("", path)
+            sources = [plan[layer][1] for layer in tree.unrolled_paths(name, leaf)]
             if any(sources):
-                leaves[path] = _fill(leaf, leaves[path], sources, origin)
+                leaves[path] = _read(leaf, tree.is_stacked(name), sources, leaves.get(path), origin)
     for note in notes:
         hosts.warn(note)
     hosts.say(table(wanted, plan, origin.name))
@@ -109,13 +117,13 @@ def choose(rules: tree.Rules, wanted: dict[str, Any], origin: Origin) -> Plan:
         else:
             raise InputError(
                 f"config.init_rules: ({pattern!r}, {action!r}) takes {path} from {source}, which "
-                f"{origin.name} does not have{nearest(source, origin.shapes)}"
+                f"{origin.name} does not have; there are {_some(_like(source, origin.shapes))}"
             )
     for pattern, action in rules:
         if not any(re.search(pattern, path) for path in plan):
             raise InputError(
                 f"config.init_rules: ({pattern!r}, {action!r}) matches no parameter; there are "
-                f"{_some(plan)}"
+                f"{_some(_like(pattern, plan))}"
             )
     if not any(kind == "loaded" for kind, _ in plan.values()):
         raise InputError(
@@ -134,7 +142,11 @@ def _source(pattern: str, action: str, path: str) -> str | None:
         ) from None
 
 
-def _some(paths: Any) -> str:
+def _like(text: str, paths: Iterable[str]) -> list[str]:
+    return difflib.get_close_matches(text, list(paths), cutoff=0)
+
+
+def _some(paths: Iterable[str]) -> str:
     return ", ".join(list(paths)[:3]) + " ..."
 
 
@@ -188,21 +200,20 @@ def _shape(sizes: tuple) -> str:
     return "x".join(map(str, sizes))
 
 
-def _fill(
-    leaf: jax.ShapeDtypeStruct, fresh: jax.Array, sources: list[str | None], origin: Origin
+def _read(
+    leaf: jax.ShapeDtypeStruct,
+    stacked: bool,
+    sources: list[str | None],
+    drawn: jax.Array | None,
+    origin: Origin,
 ) -> jax.Array:
-    """Returns a leaf with what `sources` names for each of its layers, on the mesh."""
-    if len(sources) == 1 and leaf.shape == origin.shapes[sources[0]]:
-        value = origin.read(sources[0], leaf.sharding)
-        return jax.jit(lambda x: x.astype(leaf.dtype), out_shardings=leaf.sharding)(value)
-    one = NamedSharding(leaf.sharding.mesh, P(*leaf.sharding.spec[1:]))
-    parts = {i: origin.read(source, one) for i, source in enumerate(sources) if source is not None}
-
-    def stack(fresh: jax.Array, parts: dict[int, jax.Array]) -> jax.Array:
-        rows = [parts.get(i, fresh[i]) for i in range(len(sources))]
-        return jnp.stack([row.astype(leaf.dtype) for row in rows])
-
-    return jax.jit(stack, out_shardings=leaf.sharding, donate_argnums=0)(fresh, parts)
+    """Returns a leaf with what `sources` names for each of its layers; None: as it was drawn."""
+    layers = [layer for layer, source in enumerate(sources) if source is not None]
+    value = origin.read([sources[layer] for layer in layers], leaf, stacked)
+    if len(layers) == len(sources):
+        return value
+    put = lambda drawn, value: drawn.at[np.array(layers)].set(value)  # noqa: E731
+    return jax.jit(put, out_shardings=leaf.sharding, donate_argnums=0)(drawn, value)
 
 
 def table(wanted: dict[str, Any], plan: Plan, name: str) -> str:
@@ -236,9 +247,15 @@ def open_origin(run: build.Run) -> Iterator[Origin]:
         folder = name.removeprefix("hf:")
         weights = interop.load(folder)
 
-        def read(path: str, sharding: NamedSharding) -> jax.Array:
-            value = weights.read(path)
-            return jax.make_array_from_callback(value.shape, sharding, lambda part: value[part])
+        def read(paths: list[str], leaf: jax.ShapeDtypeStruct, stacked: bool) -> jax.Array:
+            shape = weights.shapes[paths[0]]
+            value = np.empty((len(paths), *shape), leaf.dtype)  # one leaf on the host, no more
+            for row, path in zip(value, paths, strict=True):
+                row[...] = weights.read(path)
+            value = value if stacked else value[0]
+            return jax.make_array_from_callback(
+                value.shape, leaf.sharding, lambda part: value[part]
+            )
 
         yield Origin(name, weights.model, _fingerprint(folder), weights.shapes, read)
         return
@@ -276,18 +293,35 @@ def _of_checkpoint(
             found[name] = (stored, layer if is_stacked else None)
             shapes[name] = shape[1:] if is_stacked else shape
 
-    @functools.lru_cache(maxsize=1)  # the layers of a leaf are asked for one after the other
-    def whole(stored: str, sharding: NamedSharding) -> jax.Array:
-        dtype, shape = manifest.parse(leaves[stored][0])
+    def load(path: str, sharding: NamedSharding) -> jax.Array:
+        dtype, shape = manifest.parse(leaves[path][0])
         leaf = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=sharding)
-        return checkpoints.load(step, {stored: leaf})[stored]
+        return checkpoints.load(step, {path: leaf})[path]
 
-    def read(path: str, sharding: NamedSharding) -> jax.Array:
-        stored, layer = found[path]
-        if layer is None:
-            return whole(stored, sharding)
-        value = whole(stored, NamedSharding(sharding.mesh, P(None, *sharding.spec)))
-        take = jax.jit(lambda x, i: x[i], out_shardings=sharding)
-        return take(value, layer)
+    # The layers of a leaf are asked for one after the other, where they lie apart here.
+    again = functools.lru_cache(maxsize=1)(load)
+
+    def read(paths: list[str], leaf: jax.ShapeDtypeStruct, stacked: bool) -> jax.Array:
+        places = [found[path] for path in paths]
+        stored = places[0][0]
+        dtype, shape = manifest.parse(leaves[stored][0])
+        alike = (tuple(shape), jnp.dtype(dtype)) == (leaf.shape, leaf.dtype)
+        whole = [(stored, layer) for layer in range(shape[0])] if stacked else [(stored, None)]
+        if alike and places == whole:
+            return load(stored, leaf.sharding)
+        axes = leaf.sharding.spec[1:] if stacked else leaf.sharding.spec  # of a layer
+        lies = lambda *axes: NamedSharding(leaf.sharding.mesh, P(*axes))  # noqa: E731
+        arrays = {
+            path: again(path, lies(*axes) if layer is None else lies(None, *axes))
+            for path, layer in places
+        }
+
+        def choose(arrays: dict[str, jax.Array]) -> jax.Array:
+            rows = [
+                arrays[path] if layer is None else arrays[path][layer] for path, layer in places
+            ]
+            return (jnp.stack(rows) if stacked else rows[0]).astype(leaf.dtype)
+
+        return jax.jit(choose, out_shardings=leaf.sharding)(arrays)
 
     return shapes, read

@@ -47,12 +47,15 @@ def make() -> Family:
 def read(config: dict) -> dict:
     """Returns the config with one spelling of the rotary positions (transformers 5 has
     rope_parameters), and without the sizes that follow from others."""
-    heads, rope = config.get("num_attention_heads", 32), config.pop("rope_parameters", None)
-    rope = rope or config.get("rope_scaling")
-    if isinstance(rope, dict):
+    heads = config.get("num_attention_heads", 32)
+    for rope in (config.get("rope_scaling"), config.pop("rope_parameters", None)):
+        if not isinstance(rope, dict):
+            continue
         kind = rope.get("rope_type", rope.get("type", "default"))
-        plain = kind == "default" and not rope.keys() - {"rope_type", "type", "rope_theta"}
-        config["rope_scaling"] = None if plain else rope
+        if kind != "default" or rope.keys() - {"rope_type", "type", "rope_theta"}:
+            config["rope_scaling"] = rope  # to be refused
+            break
+        config["rope_scaling"] = None
         config["rope_theta"] = rope.get("rope_theta", config.get("rope_theta", 10_000.0))
     if config.get("num_key_value_heads") is None:
         config["num_key_value_heads"] = heads
