@@ -64,6 +64,7 @@ HARMLESS = (
     "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "task_specific_params",
     "_name_or_path", "return_dict", "id2label", "label2id", "problem_type", "output_past",
     "attention_dropout", "max_length", "gradient_checkpointing", "chunk_size_feed_forward",
+    "transformers.js_config",
 )  # fmt: skip
 
 
@@ -95,7 +96,7 @@ def load(folder: str) -> Weights:
             "(fetch it first: hf download NAME --local-dir FOLDER)"
         )
     config = tensor_files.read_json(path / "config.json")
-    kind, known = config.get("model_type"), families()
+    kind, known = str(config.get("model_type")), families()
     if kind not in known:
         raise InputError(
             f"{path / 'config.json'}: model_type {kind!r} is not supported; "

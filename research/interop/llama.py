@@ -34,7 +34,7 @@ def make() -> Family:
             "rope_scaling": (None,),
             "head_dim": (None,),  # width / heads: `read`
         },
-        harmless=("pretraining_tp",),  # how a product is split up
+        harmless=("pretraining_tp", "is_llama_config"),  # the first: how a product is split up
         tensors=tensors,
         complete=complete,
         ignored=r"rotary_emb\.inv_freq$",

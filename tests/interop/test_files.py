@@ -52,11 +52,12 @@ def refused(path, *words):
 
 @pytest.mark.fault("a safetensors file cut short")
 @pytest.mark.parametrize("keep", [0, 4, 100, 0.5, 0.999])
-def test_a_file_that_is_cut_short_is_refused(copy, keep):
+def test_a_file_that_is_cut_short_is_refused(copy, keep, record_property):
     data = (copy / ONE).read_bytes()
     size = int(len(data) * keep) if isinstance(keep, float) else keep
     (copy / ONE).write_bytes(data[:size])
     refused(copy, ONE, "damaged or cut short")
+    record_property("observed", "exit 2: the file is damaged or cut short")
 
 
 def test_a_header_that_was_changed_is_refused(copy):
