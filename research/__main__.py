@@ -122,6 +122,12 @@ def parser() -> Parser:
     verb.add_argument("--top-p", type=float, default=1.0)
     verb.add_argument("--seed", type=int, default=0)
     verb.set_defaults(verb=generate)
+
+    verb = verbs.add_parser("export", help="write a checkpoint as a Hugging Face folder")
+    _add_weights(verb)
+    verb.add_argument("--output", required=True, metavar="FOLDER", help="a new one")
+    verb.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    verb.set_defaults(verb=export)
     return top
 
 
@@ -218,6 +224,16 @@ def generate(arguments: argparse.Namespace, overrides: list[str]) -> int:
     with _writing(a.output) as output:
         for result in results:
             print(json.dumps(result, ensure_ascii=False), file=output, flush=True)
+    return 0
+
+
+def export(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """anneal export"""
+    from research.export import export
+
+    a = arguments
+    files = export(a.workdir, a.output, a.step, a.weights, a.dtype, overrides)
+    print(f"{a.output}: {', '.join(files)}")
     return 0
 
 

@@ -209,15 +209,19 @@ def decide(config: ml_collections.FrozenConfigDict, info: dict) -> ml_collection
     return ml_collections.FrozenConfigDict(values)
 
 
-def init(run: Run) -> TrainState:
-    """Returns the state of step 0, made in place on the mesh, the same on any mesh."""
+def init(run: Run, variables: dict | None = None) -> TrainState:
+    """Returns the state of step 0, made in place on the mesh, the same on any mesh; with
+    `variables`, which it takes over, instead of those that the model begins with."""
 
-    def make(seed: jax.Array) -> TrainState:
-        return new_state(run.config, run.model, run.tx, jax.random.key(seed))
+    def make(seed: jax.Array, variables: dict | None) -> TrainState:
+        given = run.model._replace(init=lambda key: variables)
+        model = run.model if variables is None else given
+        return new_state(run.config, model, run.tx, jax.random.key(seed))
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, run.abstract)
     with jax.set_mesh(run.mesh):
-        return jax.jit(make, out_shardings=shardings)(np.uint32(run.config.seed))
+        jitted = jax.jit(make, out_shardings=shardings, donate_argnums=1)
+        return jitted(np.uint32(run.config.seed), variables)
 
 
 def put(run: Run, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -330,7 +330,7 @@ class Checkpoints:
             for leaves in (self.notes(step)["leaves"], tree.flatten(abstract))
         )
         manifest.refuse_mismatch(stored, wanted, where)
-        leaves = self._load(step, wanted)
+        leaves = self.load(step, wanted)
         return tree.map_named(lambda path, _: leaves.get(path), abstract)
 
     def check_arrays(self, step: int) -> None:
@@ -338,16 +338,15 @@ class Checkpoints:
         it is not what was saved; InputError and DamagedError as `notes`."""
         one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         for path, (described, _) in self.notes(step)["leaves"].items():
-            dtype, _, shape = described.removesuffix("]").partition("[")
-            sizes = tuple(int(size) for size in shape.split(",") if size)
+            dtype, sizes = manifest.parse(described)
             try:
                 leaf = jax.ShapeDtypeStruct(sizes, jax.numpy.dtype(dtype), sharding=one)
             except TypeError:
                 raise DamagedError(f"{path} of step {step} is said to be {described}") from None
-            self._load(step, {path: leaf})
+            self.load(step, {path: leaf})
 
-    def _load(self, step: int, wanted: dict[str, Any]) -> dict[str, jax.Array]:
-        """Reads the wanted leaves and holds them against their checksums."""
+    def load(self, step: int, wanted: dict[str, Any]) -> dict[str, jax.Array]:
+        """Reads leaves by path, as they lie there, and holds them against their checksums."""
         where = self.folder / str(step)
         placed = ocp.checkpoint_utils.construct_restore_args(wanted)
         items = {"state": ocp.args.PyTreeRestore(wanted, placed, partial_restore=True)}

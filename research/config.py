@@ -67,6 +67,8 @@ def top(
     seed: Seed = 0,
     precision: Precision = "fp32",
     freeze: tuple = (),
+    init_from: str | None = None,
+    init_rules: tuple = (),
     ema: Rate | None = None,
     swa: dict | None = None,
     mesh: dict | None = None,
@@ -77,7 +79,9 @@ def top(
 ) -> None:
     """The top level. `steps` = global batches; `batch` = examples in one, over all devices;
     `freeze` = regexes over paths of parameters that stay as they are; `ema` = decay of an average
-    of the weights."""
+    of the weights. `init_from` = hf:FOLDER or a workdir that a new run takes its parameters from,
+    `init_rules` = what to take instead of the same path: (regex, "skip" or a path there), ordered.
+    """
 
 
 def swa(start: Size | None = None, every: Count = 1) -> None:
@@ -206,6 +210,9 @@ def _resolve(values: dict) -> dict:
         make = lookup.find(folder, name)
         config[key] = {"name": name} | complete(make, section, f"config.{key}", SUPPLIED[key])
     config["freeze"] = tuple(check(path, str, "config.freeze") for path in config["freeze"])
+    rules = [check(rule, tuple, "config.init_rules") for rule in config["init_rules"]]
+    if not all([type(text) for text in rule] == [str, str] for rule in rules):
+        raise InputError(f"config.init_rules={rules} are no pairs; expected (regex, skip or path)")
     # What None in an optimizer's part stands for: a schedule spans the run, some know the model.
     of_model = ("width", "base_width", "num_layers")
     known = {"steps": config["steps"]} | {name: config["model"].get(name) for name in of_model}

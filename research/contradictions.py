@@ -31,6 +31,11 @@ def refuse(config: dict) -> None:
     _gradients(config)
     _schedule_free(config)
     _mup(config)
+    if config["init_rules"] and not config["init_from"]:
+        raise InputError(
+            f"config.init_rules={config['init_rules']} have nothing to choose from; set "
+            "config.init_from, or leave them out"
+        )
     optim = config["optim"]
     if optim.get("rmsprop", {}).get("centered") and optim["state_dtype"] != "fp32":
         raise InputError(

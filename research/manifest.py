@@ -145,6 +145,12 @@ def describe(leaf: Any) -> str:
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
+def parse(described: str) -> tuple[str, tuple[int, ...]]:
+    """Inverse of `describe`: the name of the type, and the shape."""
+    dtype, _, shape = described.removesuffix("]").partition("[")
+    return dtype, tuple(int(size) for size in shape.split(",") if size)
+
+
 def refuse_mismatch(stored: dict[str, list], wanted: dict[str, Any], where: epath.Path) -> None:
     """Raises InputError naming each leaf that is missing, unknown, of another shape or dtype."""
     stored = {path: described for path, (described, _) in stored.items()}

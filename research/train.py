@@ -19,6 +19,7 @@ from research.arguments import RunError
 from research.checkpoint import Checkpoints
 from research.checksum import checksums
 from research.evaluate import evaluate_split
+from research.init_from import fresh_state
 from research.lock import locked
 from research.log import Log
 from research.metrics import Writer, draw_loss, draw_schedule
@@ -75,7 +76,7 @@ def train(
             return Result(start, False, {})
         hosts.say(build.describe(run))
         start, state = restore(run, checkpoints, start)
-        state = build.init(run) if state is None else state
+        state = fresh_state(run, folder) if state is None else state
         done = f"going on after step {start} of {config.steps}"
         hosts.say(done if start else f"training in {folder}")
 

@@ -189,7 +189,7 @@ def test_a_signed_checkpoint_that_was_tampered_with_is_refused_before_any_array_
     def never(*_, **__):
         raise AssertionError("an array was read")
 
-    monkeypatch.setattr(Checkpoints, "_load", never)
+    monkeypatch.setattr(Checkpoints, "load", never)
     with Checkpoints(folder, verify=str(keys / "b.pub")) as checkpoints:  # another's key
         with pytest.raises(TamperedError):
             checkpoints.newest()

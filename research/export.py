@@ -1,0 +1,120 @@
+"""A checkpoint as a Hugging Face folder: config.json, model.safetensors, and the tokenizer.
+
+export("runs/gpt", "out/gpt")        # then transformers' from_pretrained("out/gpt") computes
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from research import build, hosts, interop, tensor_files, tree, workdir
+from research import config as config_lib
+from research.arguments import InputError, RunError
+from research.data import tokenizer as tokenizer_lib
+from research.evaluate import restore_weights
+
+
+def export(
+    folder: str,
+    output: str,
+    step: str = "latest",
+    weights: str | None = None,
+    dtype: str = "fp32",
+    overrides: Sequence[str] = (),
+) -> list[str]:
+    """Writes a checkpoint of the workdir `folder` to the new folder `output` and returns the names
+    of its files; `step`, `weights` and `overrides` as for evaluate, `dtype` fp32 or bf16.
+
+    Raises InputError for a model that is of no Hugging Face family, and for an `output` that holds
+    something; RunError when it cannot be written.
+    """
+    if hosts.count() > 1:
+        raise InputError("export runs in one process; leave out --distributed")
+    config = config_lib.override(workdir.existing_config(folder), overrides)
+    run = build.build(config, with_data=False)
+    params = tree.merge(run.abstract.params, run.abstract.frozen.get("params", {}))
+    interop.describe(config.model.to_dict(), shapes_of(params))  # refused before much is read
+    path = workdir.epath.Path(folder) / "tokenizer.json"
+    tokenizer = tokenizer_lib.load(path) if path.exists() else None
+    with jax.set_mesh(run.mesh):
+        variables, _ = restore_weights(folder, run, step, weights)
+    params = tree.merge(variables["params"], variables["frozen"].get("params", {}))
+    return write_folder(Path(output), config.model.to_dict(), params, dtype, tokenizer)
+
+
+def write_folder(
+    output: Path,
+    model: Mapping[str, Any],
+    params: dict,
+    dtype: str = "fp32",
+    tokenizer: tokenizer_lib.Tokenizer | None = None,
+) -> list[str]:
+    """Writes the parameters of a config.model (scanned or not) to a new folder that transformers
+    reads, and returns the names of its files; errors as for `export`. One tensor after the other
+    goes through the host."""
+    config, table = interop.describe(model, shapes_of(params))
+    config["dtype"] = config["torch_dtype"] = {"fp32": "float32", "bf16": "bfloat16"}[dtype]
+    config["bos_token_id"] = config["eos_token_id"] = None if tokenizer is None else tokenizer.end
+    files = {"config.json": config} | _tokenizer_files(tokenizer, model.get("context"))
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"--output={output} is there already; name a new folder")
+    part = output.with_name(f"{output.name}.part")  # becomes the folder when it is whole
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        for name, content in files.items():
+            text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
+            (part / name).write_text(text)
+        tensors = interop.export_all(table, reader(params))
+        tensor_files.write(part / tensor_files.ONE, tensors, dtype)
+        if output.exists():
+            output.rmdir()
+        part.replace(output)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise RunError(f"--output={output} cannot be written: {error}") from error
+    return [*files, tensor_files.ONE]
+
+
+def shapes_of(params: dict) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each parameter, by the paths of single layers."""
+    return {
+        name: tuple(leaf.shape[1:] if tree.is_stacked(path) else leaf.shape)
+        for path, leaf in tree.flatten(params).items()
+        for name in tree.unrolled_paths(path, leaf)
+    }
+
+
+def reader(params: dict) -> Callable[[str], np.ndarray]:
+    """Returns what gives a parameter by the path of a single layer, on the host in float32."""
+    found = {
+        name: (leaf, layer if tree.is_stacked(path) else None)
+        for path, leaf in tree.flatten(params).items()
+        for layer, name in enumerate(tree.unrolled_paths(path, leaf))
+    }
+
+    def read(path: str) -> np.ndarray:
+        leaf, layer = found[path]
+        return np.asarray(leaf if layer is None else leaf[layer]).astype(np.float32, copy=False)
+
+    return read
+
+
+def _tokenizer_files(
+    tokenizer: tokenizer_lib.Tokenizer | None, context: int | None
+) -> dict[str, Any]:
+    """The files of a tokenizer that the tokenizers package knows; bytes and characters are ours."""
+    package = tokenizer and tokenizer_lib.to_package(tokenizer)
+    if not package:
+        return {}
+    text, end = package
+    described = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "bos_token": end}
+    return {
+        "tokenizer.json": text,
+        "tokenizer_config.json": described | {"model_max_length": context},
+    }
