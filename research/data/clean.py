@@ -1,6 +1,6 @@
 """Cleans text in a pass that can be killed, shared by processes, and gives the same bytes always.
 
-    python -m research.data.clean --path=texts/ --out=clean/ --processes=8 --near.threshold=0.7
+    python -m research.data.clean --path=texts/ --out=clean/ --processes=8 --near.threshold=0.9
     anneal train ... --config.data.reader=jsonl --config.data.path=clean/
 
 Each step is a file of research/data/cleaning, done in the order of --steps, with its arguments as
@@ -248,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
-        epilog="--STEP.ARGUMENT=VALUE sets an argument of a step, e.g. --near.threshold=0.7",
+        epilog="--STEP.ARGUMENT=VALUE sets an argument of a step, e.g. --near.threshold=0.9",
     )
     for name, parameter in inspect.signature(clean).parameters.items():
         if parameter.kind is not parameter.VAR_KEYWORD:

@@ -7,6 +7,7 @@ so nothing else is removed.
 """
 
 import functools
+import math
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -21,14 +22,21 @@ CHUNK = 1 << 12  # n-grams that are hashed together, so that they stay in the pr
 
 
 def make(
-    threshold: Fraction = 0.8, ngram: Count = 5, bands: Count = 16, rows: Count = 6, seed: Seed = 0
+    threshold: Fraction = 0.8,
+    ngram: Count = 5,
+    bands: Count | None = None,
+    rows: Count = 6,
+    seed: Seed = 0,
 ) -> Step:
-    """Returns the step; raises InputError if it would find fewer than 95 % of the pairs at
-    `threshold`. More bands find more, more rows compare fewer pairs in vain.
+    """Returns the step. More bands find more, more rows compare fewer pairs in vain; None are as
+    many bands as find 99 % of the pairs at `threshold`, fewer than for 95 % are an InputError.
 
     Documents of fewer than `ngram` words are near duplicates only if their words are equal; those
     without any word never are.
     """
+    if bands is None:
+        chance = min(max(threshold, 0.3) ** rows, 0.99)
+        bands = math.ceil(math.log(0.01) / math.log(1 - chance))
     if (found := recall(threshold, bands, rows)) < RECALL:
         given = f"near.bands={bands}, near.rows={rows} find {found:.3f} of the pairs at {threshold}"
         raise InputError(f"{given}; expected {RECALL} at least: set more bands or fewer rows")

@@ -77,7 +77,8 @@ def _repeated_words(text: str, max_top: tuple, max_repeated: tuple) -> str | Non
             runs = np.diff(np.concatenate([[-1], np.flatnonzero(~same), [len(same)]]))
             first = at[order[np.cumsum(runs) - runs]]
             sizes = (total[first + n] - total[first])[runs == runs.max()]
-            if sizes.max() * runs.max() > top[0] * total[-1]:
+            # Where it overlaps itself they would be more than there are.
+            if min(sizes.max() * runs.max(), total[-1]) > top[0] * total[-1]:
                 return f"top_{n}gram"
         if repeated:
             # Words that are in one of the n-grams that came before, each counted once.

@@ -27,7 +27,7 @@ _WRITTEN = set("«»“”‘’‚„‹›…–—\u00a0¡¿·°ºª´¨")
 # Characters, beside accented Latin letters, that are common enough for one of them to be certain:
 # punctuation, currency, arrows and mathematics, drawings, ligatures, the byte order mark, emoji.
 _COMMON = re.compile(
-    "[\u00a0-\u017f\u2010-\u22ff\u2500-\u27bf\ufb00-\ufb06\ufeff\U0001f300-\U0001faff]"
+    "[\u00a0-\u017f\u0192\u02c6\u02dc\u2010-\u22ff\u2500-\u27bf\ufb00-\ufb06\ufeff\U0001f300-\U0001faff]"
 )
 _CONTROL = re.compile(
     "[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u2060\ufeff\ud800-\udfff\ufffe\uffff]"
@@ -80,5 +80,8 @@ def _is_certain(match: re.Match) -> bool:
         return True  # a word of another script
     if not all(map(_COMMON.match, new)):
         return False
-    inside = match.string[match.end() : match.end() + 1].islower()
+    # A capital within small letters, of which no language makes a word.
+    start, end = match.span()
+    beside = match.string[max(start - 1, 0) : start] + match.string[end : end + 1]
+    inside = any(map(str.islower, beside))
     return len(run) > 2 * len(new) or run[1] not in _WRITTEN or (inside and run[0] in "ÂÃ")
