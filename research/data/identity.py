@@ -39,7 +39,7 @@ def is_card(text: str) -> bool:
     """Tells a payment card number: issuer, length and Luhn's digit."""
     digits = re.sub(r"\D", "", text)
     lengths = {"34": (15,), "37": (15,), "36": (14,), "38": (14,)}.get(digits[:2])
-    lengths = lengths or {"4": (13, 16, 19), "5": (16,), "2": (16,), "3": (16,), "6": (16, 19)}.get(
+    lengths = lengths or {"4": (16, 19), "5": (16,), "2": (16,), "3": (16,), "6": (16, 19)}.get(
         digits[:1], ()
     )
     return len(digits) in lengths and len(set(digits)) > 1 and luhn(digits)

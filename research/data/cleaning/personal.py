@@ -19,13 +19,13 @@ from research.data.identity import KINDS
 EMAIL = re.compile(
     r"(?<![\w.+%-])[\w+%-]+(?:\.[\w+%-]+)*@(?:[^\W_](?:[\w-]*[^\W_])?\.)+[^\W\d_]{2,24}(?![\w-])"
 )
-_SEPARATED = r"[ ./-]?(?:\(\d{1,5}\)|\d{1,5})(?:[ ./-]{1,2}\d{2,8}){1,5}"
+_SEPARATED = r"[ ./-]?(?:\(0\) ?\d{1,5}|\(\d{1,5}\)|\d{1,5})(?:[ ./-]{1,2}\d{2,8}){1,5}"
 PHONE = re.compile(
     rf"(?<![\w.+-])(?:"
-    rf"(?:\+|00)[1-9]\d{{0,2}}(?:{_SEPARATED}|[ .-]?\d{{7,12}})"  # international
+    rf"(?:\+|(?<!\d )00)[1-9]\d{{0,2}}(?:{_SEPARATED}|[ .-]?\d{{7,12}})"  # international
     r"|(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[ .-])[2-9]\d\d[ .-]\d{4}"  # North America
     # National, with the 0 of its trunk prefix, but not of the form 012-34-5678.
-    r"|(?!\d{3}-\d\d-\d{4}(?!\d))(?:\(0\d{1,4}\)|0\d{1,4})(?:[ /-]{1,2}\d{2,8}){1,4}"
+    r"|(?!\d{3}-\d\d-\d{4}(?!\d))(?:\(0\d{1,4}\)|(?<!\d )0\d{1,4})(?:[ ./-]{1,2}\d{2,8}){1,4}"
     r")(?![-.]?\w)"
 )
 CUED = re.compile(
