@@ -49,6 +49,7 @@ def _mixed(numbers: np.ndarray) -> np.ndarray:
     return numbers ^ (numbers >> np.uint64(32))
 
 
+@functools.lru_cache(maxsize=1)  # as one step after the other asks for those of a document
 def words(text: str) -> Words:
     """Returns the words of `text`."""
     if text.isascii():

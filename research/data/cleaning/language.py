@@ -53,6 +53,7 @@ for _language, _words in WORDS.items():
     for _word in _words.split():
         _OF.setdefault(_word, []).append(_language)
 _SCRIPT = {name: re.compile(f"[{letters}]") for name, letters in SCRIPTS.items()}
+_OTHER = re.compile(f"[{''.join(SCRIPTS.values())}]")
 _WORD = re.compile(r"[^\W\d_]+")
 SAMPLE = 20_000  # characters of a document that are looked at
 
@@ -79,7 +80,7 @@ def language(text: str, min_share: float = 0.15) -> str:
     """Returns a key of WORDS or SCRIPTS, or "unknown"."""
     text = text[:SAMPLE]
     words = _WORD.findall(text.lower())
-    if not text.isascii():
+    if _OTHER.search(text):
         counts = {name: len(script.findall(text)) for name, script in _SCRIPT.items()}
         script = max(counts, key=counts.get)
         # Japanese is written in both, so that any share of kana tells it from Chinese.
@@ -87,6 +88,9 @@ def language(text: str, min_share: float = 0.15) -> str:
             script = "kana"
         if counts[script] > 0.5 * sum(map(len, words)) or script == "kana" and counts["kana"] > 20:
             return script
-    scores = Counter(language for word in words for language in _OF.get(word, ()))
+    scores, counts = Counter(), Counter(words)
+    for word in counts.keys() & _OF.keys():
+        for name in _OF[word]:
+            scores[name] += counts[word]
     best = max(WORDS, key=lambda name: scores[name])
     return best if scores[best] >= max(min_share * len(words), 1) else "unknown"

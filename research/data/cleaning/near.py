@@ -15,7 +15,7 @@ import numpy as np
 
 from research.arguments import Count, Fraction, InputError, Seed
 from research.data.cleaning import Step
-from research.data.shingles import jaccard, shingles
+from research.data.shingles import jaccard, ngrams, shingles, words
 
 RECALL = 0.95  # of pairs at the threshold, at least
 CHUNK = 1 << 12  # n-grams that are hashed together, so that they stay in the processor's cache
@@ -47,12 +47,14 @@ def make(
 
     def sign(text: str) -> np.ndarray:
         """One number for each band, 0 for a document without words."""
-        grams = (shingles(text, ngram) >> np.uint64(32)).astype(np.uint32)
-        if not len(grams):
+        hashes = words(text).hashes
+        if not len(hashes):
             return np.zeros(bands, np.uint64)
-        least = np.full(bands * rows, -1 & 0xFFFFFFFF, np.uint32)
+        grams = (ngrams(hashes, min(ngram, len(hashes))) >> np.uint64(32)).astype(np.uint32)
+        least = np.full(bands * rows, 0xFFFFFFFF, np.uint32)
         for start in range(0, len(grams), CHUNK):
-            values = factors * grams[start : start + CHUNK] + offsets
+            values = factors * grams[start : start + CHUNK]
+            values += offsets
             least = np.minimum(least, values.min(1))
         keys = (least.reshape(bands, rows).astype(np.uint64) * weights).sum(1)
         return np.maximum(keys, np.uint64(1))

@@ -6,6 +6,7 @@ Files named train* and validation* are those splits; without such names about 5 
 held out by a hash of file name and line.
 """
 
+import functools
 import hashlib
 import json
 from array import array
@@ -51,12 +52,14 @@ def make(path: str | None, split: str, field: str) -> Records:
         file, index, _ = table[number]
         return f"{files[file]} line {index + 1}"
 
+    opened = functools.lru_cache(maxsize=16)(lambda file: open(file, "rb"))
+
     def read(number: int) -> str:
         file, _, at = table[number]
         try:
-            with open(files[file], "rb") as lines:
-                lines.seek(at)
-                record = json.loads(decode(lines.readline(), name(number)))
+            lines = opened(files[file])
+            lines.seek(at)
+            record = json.loads(decode(lines.readline(), name(number)))
         except (OSError, ValueError) as error:
             raise RecordError(f"{name(number)} cannot be read: {error}") from None
         if not isinstance(record, dict) or not isinstance(record.get(field), str):
