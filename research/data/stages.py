@@ -138,9 +138,8 @@ def removed(run: Pass, number: int, shard: Shard) -> Iterator[dict[str, Any]]:
     for line in open(_shard_folder(run, number, shard) / "removed.jsonl", encoding="utf-8"):
         yield json.loads(line)
     for name, _ in run.stages[number].across:
-        for index, other in _decided(run.folder / f"{number}-{name}").items():
-            if shard.start <= index < shard.stop:
-                yield dict(index=index, step=name, reason="duplicate", of=other)
+        for index, other in _decided(run, number, name, shard.start, shard.stop).tolist():
+            yield dict(index=index, step=name, reason="duplicate", of=other)
 
 
 def counts(run: Pass) -> dict[str, dict[str, Any]]:
@@ -256,16 +255,18 @@ def _left(run: Pass, number: int, shard: Shard) -> Iterator[tuple[int, str]]:
     """Yields what a stage left of a shard."""
     folder, gone = _shard_folder(run, number, shard), set()
     for name, _ in run.stages[number].across:
-        gone |= _decided(run.folder / f"{number}-{name}").keys()
+        gone |= set(_decided(run, number, name, shard.start, shard.stop)[:, 0].tolist())
     with open(folder / "texts.jsonl", "rb") as texts:
         for (index, _, _), line in zip(np.load(folder / "rows.npy").tolist(), texts, strict=True):
             if index not in gone:
                 yield index, json.loads(line)
 
 
-@functools.lru_cache(maxsize=8)
-def _decided(folder: Path) -> dict[int, int]:
-    return dict(np.load(folder / "removed.npy").tolist())
+def _decided(run: Pass, number: int, name: str, start: int, stop: int) -> np.ndarray:
+    """Returns (removed document, the one it duplicates) of documents `start` to `stop`."""
+    table = np.load(run.folder / f"{number}-{name}" / "removed.npy", mmap_mode="r")
+    first, last = np.searchsorted(table[:, 0], (start, stop))
+    return np.array(table[first:last])
 
 
 def _compare(run: Pass, number: int, name: str, folder: Path) -> None:
@@ -275,11 +276,12 @@ def _compare(run: Pass, number: int, name: str, folder: Path) -> None:
     signatures = [np.load(shard / f"{name}.npy") for shard in shards]
     table = np.concatenate(rows)
     where = np.repeat(np.arange(len(rows)), list(map(len, rows)))
-    gone, stage = set(), run.stages[number]
-    earlier = [other for other, _ in stage.across]
-    for other in earlier[: earlier.index(name)]:
-        gone |= _decided(run.folder / f"{number}-{other}").keys()
-    alive = np.flatnonzero(~np.isin(table[:, 0], list(gone)))
+    is_left, stage = np.ones(len(table), bool), run.stages[number]
+    names = [other for other, _ in stage.across]
+    for earlier in names[: names.index(name)]:
+        gone = _decided(run, number, earlier, 0, run.shards[-1].stop)[:, 0]
+        is_left &= ~np.isin(table[:, 0], gone)
+    alive = np.flatnonzero(is_left)
     opened = functools.lru_cache(maxsize=64)(lambda n: open(shards[n] / "texts.jsonl", "rb"))
 
     def text(position: int) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -200,7 +201,10 @@ def test_shares_of_repeated_words_are_those_of_plain_python():
 
 def test_word_ngrams_are_equal_where_their_words_are():
     draw = random.Random(1)
-    texts = [" ".join(draw.choices(["Ä", "b", "ça", "d'e", "中文", "x1"], k=30)) for _ in range(40)]
+    texts = [
+        " ".join(draw.choices(["Ä", "b", "ça", "aç", "d'e", "中文", "x1", "1x"], k=30))
+        for _ in range(40)
+    ]
     grams, numbers = [], []
     for text in texts:
         words = re.findall(r"\w+", text.lower())
@@ -283,7 +287,10 @@ def test_overlap_with_an_evaluation_set_goes_or_is_cut(tmp_path):
     before, after = cut.text.split("\n\n")
     assert cut.found == {"overlap_cut": 1}
     assert inside.startswith(before) and inside.endswith(after)
-    assert len(inside) - len(before) - len(after) < len(question) + 110
+    begin = inside.index(" ".join(words[5:18]).upper().replace(" ", ", "))
+    end = inside.index(". ", begin)
+    assert 0 <= begin - 50 - len(before) <= 1
+    assert 0 <= len(inside) - len(after) - (end + 50) <= 1
     with pytest.raises(InputError, match="contamination.path is missing"):
         contamination.make()
     with pytest.raises(InputError, match="none of 60 words"):
@@ -391,6 +398,36 @@ def test_every_document_is_kept_or_accounted_for(corpus, tmp_path):
     assert found["personal"]["changed"] == {"email": {"documents": 1, "places": 1}}
     assert found["language"]["examples"] == {"unknown": ["too short"]}
     assert not (tmp_path / "out" / "work").exists()
+
+
+def test_a_comparison_sees_what_the_one_before_it_left(tmp_path):
+    texts = [prose(1), prose(1), " ".join(prose(1).split()[:-2])]
+    clean(str(tmp_path / "out"), write(tmp_path / "raw", texts), **NAMED, steps=("near", "exact"))
+    report = json.loads(outputs(tmp_path / "out")["report.json"])
+    assert [step["documents_out"] for step in report["steps"]] == [4, 2, 2]
+    assert {one["step"] for one in gone(tmp_path / "out")} == {"near"}
+
+
+def test_a_folder_made_anew_is_a_new_pass(tmp_path):
+    out, raw = tmp_path / "out", tmp_path / "raw"
+    clean(str(out), write(raw, [prose(1), prose(1), prose(2)]), **NAMED)
+    shutil.rmtree(out)
+    clean(str(out), write(raw, [prose(1), prose(2), prose(1)]), **NAMED)
+    assert [one["id"] for one in gone(out)] == ["train-2"]
+
+
+def test_plain_text_files_are_cleaned_by_default(tmp_path):
+    (tmp_path / "raw").mkdir()
+    for seed in range(60):
+        (tmp_path / "raw" / f"{seed}.txt").write_text(prose(seed % 50))
+    report = clean(str(tmp_path / "out"), str(tmp_path / "raw"))
+    assert (report["documents_in"], report["documents_out"]) == (60, 50)
+    with pytest.raises(
+        InputError, match=r"split validation; .* \(--splits=validation asked for it"
+    ):
+        (tmp_path / "one").mkdir()
+        (tmp_path / "one" / "1.txt").write_text(prose(1))
+        clean(str(tmp_path / "out2"), str(tmp_path / "one"))
 
 
 def test_steps_behind_a_comparison_see_what_it_left(corpus, tmp_path):
