@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -369,6 +370,24 @@ def test_one_wrong_digit_of_a_card_or_iban_is_noticed():
         for place in range(2, len(number)):
             for digit in set("0123456789") - {number[place]}:
                 assert not check(number[:place] + digit + number[place + 1 :])
+
+
+HOSTILE = ["a@" + "b" * 200_000, "a." * 100_000 + "@", "1 " * 200_000, "+1" + " 12" * 100_000]
+HOSTILE += [
+    "DE12 " + "A1B2 " * 50_000,
+    "4111-" * 60_000,
+    "Ã©" * 200_000,
+    "ð" * 200_000,
+    "\n" * 200_000,
+]
+
+
+@pytest.mark.parametrize("step", [unicode, personal, language, quality, repetition])
+def test_no_text_takes_for_ever(step):
+    start = time.process_time()
+    for text in HOSTILE:
+        step.make().clean(text)
+    assert time.process_time() - start < 10  # it is one second; what is quadratic takes minutes
 
 
 # ---- the pass
