@@ -14,6 +14,7 @@ host with the same files, joins one that runs. In --out lie then
 """
 
 import argparse
+import bisect
 import fcntl
 import functools
 import inspect
@@ -221,9 +222,8 @@ def _report(run: stages.Pass, folder: Path) -> None:
 
 
 def _id(run: stages.Pass, index: int) -> str:
-    return next(
-        stages.name_of(shard, index) for shard in run.shards if shard.start <= index < shard.stop
-    )
+    place = bisect.bisect(run.shards, index, key=lambda shard: shard.start) - 1
+    return stages.name_of(run.shards[place], index)
 
 
 def table(report: dict[str, Any]) -> str:

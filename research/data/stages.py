@@ -208,9 +208,8 @@ def _one(
     step: Step, text: str, size: int, count: dict, index: int, out: Any, name: str
 ) -> tuple[str | None, int]:
     cleaned = step.clean(text)
-    if cleaned.text is not None and cleaned.text is not text:
-        if not cleaned.text.strip():
-            cleaned = remove("empty")
+    if cleaned.text is not None and not cleaned.text.strip():
+        cleaned = remove("empty")
     new = len(cleaned.text.encode()) if cleaned.text is not None else 0
     _count(count, text, size, cleaned, new)
     if cleaned.text is None:
