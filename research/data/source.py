@@ -191,7 +191,11 @@ def prefetch(iterator: Iterator[Any], put: Callable[[Any], Any], depth: int = 2)
         getattr(iterator, "close", lambda: None)()
 
 
-def cached(folder: Path, write: Callable[[Path], None]) -> Path:
+def cached(
+    folder: Path,
+    write: Callable[[Path], None],
+    advice: str = "set ANNEAL_CACHE to a writable folder",
+) -> Path:
     """Returns `folder`, made by `write` under another name and renamed if it does not exist yet.
 
     So nobody sees half of it, whoever is killed or writes it too. What killed processes left in the
@@ -207,9 +211,7 @@ def cached(folder: Path, write: Callable[[Path], None]) -> Path:
             new.rename(folder)
     except OSError as error:
         if not folder.exists():  # else another process was first
-            raise InputError(
-                f"cannot write the cache {folder}: {error}; set ANNEAL_CACHE to a writable folder"
-            ) from error
+            raise InputError(f"cannot write the cache {folder}: {error}; {advice}") from error
     return folder
 
 

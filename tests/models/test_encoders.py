@@ -88,7 +88,9 @@ def test_scan_unroll_and_remat_change_nothing(name):
     got, others = apart(unstacked(variables_of(model)["params"], turns), batch)
     assert set(tree.flatten(others)) == set(tree.flatten(variables["params"]))
     np.testing.assert_allclose(got, want, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), unstacked(grads), others)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), unstacked(grads, turns), others
+    )
 
 
 @pytest.mark.core
