@@ -84,7 +84,7 @@ def write_folder(
 def shapes_of(params: dict) -> dict[str, tuple[int, ...]]:
     """Returns the shape of each parameter, by the paths of single layers."""
     return {
-        name: tuple(leaf.shape[1:] if tree.is_stacked(path) else leaf.shape)
+        name: tuple(leaf.shape[tree.stacked_axes(path) :])
         for path, leaf in tree.flatten(params).items()
         for name in tree.unrolled_paths(path, leaf)
     }
@@ -93,7 +93,7 @@ def shapes_of(params: dict) -> dict[str, tuple[int, ...]]:
 def reader(params: dict) -> Callable[[str], np.ndarray]:
     """Returns what gives a parameter by the path of a single layer, on the host in float32."""
     found = {
-        name: (leaf, layer if tree.is_stacked(path) else None)
+        name: (leaf, layer if tree.stacked_axes(path) else None)
         for path, leaf in tree.flatten(params).items()
         for layer, name in enumerate(tree.unrolled_paths(path, leaf))
     }

@@ -82,7 +82,9 @@ def fresh_state(run: build.Run, folder: str) -> TrainState:
             name = PLACES.sub("", path)
             sources = [plan[layer][1] for layer in tree.unrolled_paths(name, leaf)]
             if any(sources):
-                leaves[path] = _read(leaf, tree.is_stacked(name), sources, leaves.get(path), origin)
+                leaves[path] = _read(
+                    leaf, bool(tree.stacked_axes(name)), sources, leaves.get(path), origin
+                )
     for note in notes:
         hosts.warn(note)
     hosts.say(table(wanted, plan, origin.name))
@@ -167,7 +169,7 @@ def compare(run: build.Run, wanted: dict[str, Any], plan: Plan, origin: Origin) 
     of_tokens = {tree.path_name(path) for path, names in axes if "vocab" in names}
     takes_tokens = False
     for whole, leaf in wanted.items():
-        shape = tuple(leaf.shape[1:] if tree.is_stacked(whole) else leaf.shape)
+        shape = tuple(leaf.shape[tree.stacked_axes(whole) :])
         for path in tree.unrolled_paths(whole, leaf):
             if (source := plan[path][1]) is None:
                 continue
@@ -288,7 +290,7 @@ def _of_checkpoint(
     for stored in filter(places.match, leaves):
         path, (dtype, shape) = places.sub("", stored), manifest.parse(leaves[stored][0])
         names = tree.unrolled_paths(path, jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)))
-        is_stacked = tree.is_stacked(path)
+        is_stacked = bool(tree.stacked_axes(path))
         for layer, name in enumerate(names):
             found[name] = (stored, layer if is_stacked else None)
             shapes[name] = shape[1:] if is_stacked else shape
