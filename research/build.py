@@ -21,6 +21,7 @@ from research.arguments import InputError
 from research.data.source import Source, prefetch
 from research.gradients import plain
 from research.models.functional import Model, freeze, narrow
+from research.models.lora import lora
 from research.step import TrainState, init_state, make_eval_step, make_train_step
 from research.tasks import Task
 
@@ -66,6 +67,8 @@ def build(
         model = narrow(model)
     if config.freeze:
         model = freeze(model, config.freeze)
+    if config.lora.rank is not None:
+        model = lora(model, **config.lora.to_dict())
     task = lookup.find("tasks", config.task.name)(**arguments(config.task))
     tx, train_step = make_step(config, model, task)
     shapes = jax.eval_shape(lambda: new_state(config, model, tx, jax.random.key(0)))

@@ -67,6 +67,7 @@ def top(
     seed: Seed = 0,
     precision: Precision = "fp32",
     freeze: tuple = (),
+    lora: dict | None = None,
     init_from: str | None = None,
     init_rules: tuple = (),
     ema: Rate | None = None,
@@ -86,6 +87,16 @@ def top(
 
 def swa(start: Size | None = None, every: Count = 1) -> None:
     """Stochastic weight averaging: equal weights from step `start` (None: off) at every n-th."""
+
+
+def lora(
+    rank: Count | None = None,
+    alpha: Positive = 16.0,
+    targets: tuple = (r"attention/[qkv]$", r"attention/out$"),
+    train: tuple = (),
+) -> None:
+    """Low-rank adapters (None: off) at the weights that match a regex of `targets`; what matches
+    none of `train` stays as it is. Updates are scaled by alpha / rank."""
 
 
 def mesh(
@@ -137,7 +148,8 @@ def log(every: Count = 10, tensorboard: bool = True, wandb: str | None = None) -
 
 
 FIXED = {
-    "mesh": mesh, "eval": eval, "checkpoint": checkpoint, "guard": guard, "log": log, "swa": swa
+    "mesh": mesh, "eval": eval, "checkpoint": checkpoint, "guard": guard, "log": log, "swa": swa,
+    "lora": lora,
 }  # fmt: skip
 
 

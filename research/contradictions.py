@@ -45,6 +45,8 @@ def refuse(config: dict) -> None:
 
 
 def _averages(config: dict) -> None:
+    if config["lora"]["rank"] is not None and config["freeze"]:
+        raise InputError("config.lora keeps all but lora.train as it is; leave out config.freeze")
     start, steps = config["swa"]["start"], config["steps"]
     if config["ema"] is not None and start is not None:
         raise InputError("config.ema and config.swa.start are both set; keep one average")

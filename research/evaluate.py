@@ -101,7 +101,7 @@ def _refuse_another_model(folder: str, stored: dict) -> None:
     """Equal shapes do not make an equal model: what config.json says must be what was trained."""
     config = workdir.existing_config(folder)
     drift = config_lib.drift(config_lib.from_json(json.dumps(stored["config"])), config)
-    parts = ("model.", "task.", "ema", "swa", "freeze", "data.tokenizer")
+    parts = ("model.", "task.", "ema", "swa", "freeze", "lora", "data.tokenizer")
     drift = {key: change for key, change in drift.items() if key.startswith(parts)}
     if drift:
         diff = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in drift.items())

@@ -17,6 +17,7 @@ from research import config as config_lib
 from research.arguments import InputError, RunError
 from research.data import tokenizer as tokenizer_lib
 from research.evaluate import restore_weights
+from research.models.lora import merged
 
 
 def export(
@@ -38,12 +39,16 @@ def export(
     config = config_lib.override(workdir.existing_config(folder), overrides)
     run = build.build(config, with_data=False)
     params = tree.merge(run.abstract.params, run.abstract.frozen.get("params", {}))
+    params = {name: leaf for name, leaf in params.items() if name != "lora"}
     interop.describe(config.model.to_dict(), shapes_of(params))  # refused before much is read
     path = workdir.epath.Path(folder) / "tokenizer.json"
     tokenizer = tokenizer_lib.load(path) if path.exists() else None
     with jax.set_mesh(run.mesh):
-        variables, _ = restore_weights(folder, run, step, weights)
-    params = tree.merge(variables["params"], variables["frozen"].get("params", {}))
+        variables, *_ = restore_weights(folder, run, step, weights)
+    if config.lora.rank is not None:
+        params = merged(variables, config.lora.rank, config.lora.alpha)
+    else:
+        params = tree.merge(variables["params"], variables["frozen"].get("params", {}))
     return write_folder(Path(output), config.model.to_dict(), params, dtype, tokenizer)
 
 

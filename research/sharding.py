@@ -28,6 +28,7 @@ RULES: dict[str, Any] = {
     "layers": None,
     "head_dim": None,
     "groups": ("data", "fsdp"),
+    "rank": None,
     "router": None,
     "hidden": None,
     "classes": None,

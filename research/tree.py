@@ -104,6 +104,17 @@ def stacked_axes(path: str) -> int:
     return len(re.findall(STACKED, path))
 
 
+# Parameters that map several axes onto others: how many of the first ones are contracted with the
+# input. Whatever is not named here contracts one axis, a convolution all but the last.
+INPUT_AXES = ((r"(attention|cross)/out$", 2),)
+
+
+def input_axes(path: str, ndim: int) -> int:
+    """Returns how many first axes of a parameter of one layer, of `ndim` axes, are inputs."""
+    given = ndim - 1 if ndim == 4 else min(1, ndim - 1)
+    return match(INPUT_AXES, path, max(given, 0))
+
+
 def unrolled_paths(path: str, leaf: Any) -> list[str]:
     """Returns the path of each layer (and expert) in a stacked leaf, or [path]."""
     names = [path]

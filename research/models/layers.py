@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from research.kernels.attention import attention
 from research.kernels.matmul import einsum, wide
 from research.kernels.quantized import empty_history, fp8_einsum
+from research.models.lora import Adapted
 from research.sharding import constrain
 
 Array = jax.Array
@@ -65,6 +66,8 @@ def project(module: nnx.Module, name: str, spec: str, x: Array, train: bool) -> 
     """Returns the product of `x` with the weight `name` of `module`, plus its bias if it has one.
     Training writes the history of an fp8 product; evaluation reads it."""
     weight, bias = getattr(module, name)[...], getattr(module, f"{name}_bias")
+    adapters = weight if isinstance(weight, Adapted) else None
+    weight = weight if adapters is None else adapters.base
     if module.precision == "fp8":
         amax = getattr(module, f"{name}_amax")
         y, history = fp8_einsum(spec, x, weight, amax[...])
@@ -72,8 +75,26 @@ def project(module: nnx.Module, name: str, spec: str, x: Array, train: bool) -> 
             amax[...] = history
     else:
         y = einsum(spec, x, weight, module.precision)
+    if adapters is not None:
+        y = y + _adapted(spec, x, adapters, module.precision).astype(y.dtype)
     y = checkpoint_name(y, "product")  # what remat="dots" keeps
     return y if bias is None else y + bias[...].astype(y.dtype)
+
+
+def _adapted(spec: str, x: Array, weight: Adapted, precision: str) -> Array:
+    """Returns the product with the adapters alone (lora.py), the small one of two in int8 and fp8
+    runs too, where both are bfloat16's."""
+    inputs, outputs = spec.replace("...", "").split("->")
+    left, right = inputs.split(",")
+    shared = "".join(c for c in right if c in left and c in outputs)  # experts
+    ins = "".join(c for c in right if c in left and c not in outputs)
+    outs = "".join(c for c in right if c not in left)
+    rest = "".join(c for c in left if c not in ins)
+    dots = "..." if "..." in spec else ""
+    precision = "bf16" if precision in ("int8", "fp8") else precision
+    low = einsum(f"{dots}{left},{shared}{ins}r->{dots}{rest}r", x, weight.a, precision)
+    y = einsum(f"{dots}{rest}r,{shared}r{outs}->{dots}{outputs}", low, weight.b, precision)
+    return y * weight.scale
 
 
 def dropout(x: Array, rate: Any, key: Array | None) -> Array:

@@ -19,10 +19,6 @@ from research.kernels.rounding import pack, stochastic_round, unpack
 
 Parts = Sequence[tuple[str, optax.GradientTransformation]]
 
-# Parameters that map several axes onto others: how many of the first ones are contracted with the
-# input. Whatever is not named here contracts one axis, a convolution all but the last.
-INPUT_AXES = ((r"attention/out$", 2),)
-
 # Parameters that are no matrix between two hidden layers, whatever their shape.
 NOT_HIDDEN = r"(^|/)(embed|positions|types|distances|head|router|\w*bias|scale)$"
 
@@ -135,8 +131,7 @@ def is_matrix(path: str, leaf: jax.Array) -> bool:
 def as_matrix(path: str, leaf: jax.Array) -> tuple[int, int]:
     """Returns the (inputs, outputs) of a parameter of one layer as a matrix: `q` of shape
     (d, heads, k) is (d, heads k), attention's `out` (heads, k, d) is (heads k, d)."""
-    given = leaf.ndim - 1 if leaf.ndim == 4 else min(1, leaf.ndim - 1)
-    split = tree.match(INPUT_AXES, path, max(given, 0))
+    split = tree.input_axes(path, leaf.ndim)
     inputs = 1
     for size in leaf.shape[:split]:
         inputs *= size

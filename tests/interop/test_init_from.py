@@ -222,7 +222,7 @@ def trained(text, tmp_path_factory):
 
 def weights_of(path, kind):
     run = build.build(workdir.existing_config(str(path)), with_data=False)
-    variables, _ = evaluate.restore_weights(str(path), run, "latest", kind)
+    variables, *_ = evaluate.restore_weights(str(path), run, "latest", kind)
     return one_layer_paths(tree.merge(variables["params"], variables["frozen"].get("params", {})))
 
 
