@@ -72,7 +72,10 @@ def unstacked(params, turns):
     return found
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [*("bert", "switch"), *(pytest.param(n, marks=pytest.mark.slow) for n in ("t5", "classify"))],
+)
 def test_scan_unroll_and_remat_change_nothing(name):
     make, task, kind = CASES[name]
     model, batch = make(), batch_for(kind)
@@ -93,9 +96,16 @@ def test_scan_unroll_and_remat_change_nothing(name):
     )
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("mesh", [dict(fsdp=2, tensor=2), dict(fsdp=2, expert=2)])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("mesh", "name"),
+    [
+        (dict(fsdp=2, tensor=2), "bert"),
+        (dict(fsdp=2, expert=2), "switch"),
+        pytest.param(dict(fsdp=2, tensor=2), "t5", marks=pytest.mark.slow),
+        pytest.param(dict(fsdp=2, tensor=2), "switch", marks=pytest.mark.slow),
+        pytest.param(dict(fsdp=2, tensor=2), "classify", marks=pytest.mark.slow),
+    ],
+)
 def test_loss_and_gradients_are_equal_on_one_and_eight_devices(name, mesh):
     make, task, kind = CASES[name]
     model, batch = make(), batch_for(kind)
@@ -112,7 +122,6 @@ def test_loss_and_gradients_are_equal_on_one_and_eight_devices(name, mesh):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), grads, others)
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("name", CASES)
 def test_what_stands_at_padding_changes_nothing(name):
     make, task, kind = CASES[name]

@@ -71,7 +71,6 @@ def reference(moe, x, segments=None):
     return out, dropped
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("capacity", [None, 0.5, 1.0, 100.0])
 @pytest.mark.parametrize(("top_k", "kind"), [(2, "swiglu"), (1, "relu"), (3, "gelu")])
 def test_experts_equal_a_loop_over_tokens(capacity, top_k, kind):
@@ -112,9 +111,16 @@ def test_padding_takes_no_room():
     np.testing.assert_array_equal(one[:, 5:], other[:, 5:])
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("mesh", [dict(expert=4), dict(expert=2, tensor=2), dict(fsdp=2, expert=2)])
-@pytest.mark.parametrize("capacity", [None, 1.0])
+@pytest.mark.parametrize(
+    ("mesh", "capacity"),
+    [
+        pytest.param(dict(expert=2, tensor=2), None, marks=pytest.mark.core),
+        (dict(fsdp=2, expert=2), 1.0),
+        pytest.param(dict(expert=4), None, marks=pytest.mark.slow),
+        pytest.param(dict(expert=4), 1.0, marks=pytest.mark.slow),
+        pytest.param(dict(fsdp=2, expert=2), None, marks=pytest.mark.slow),
+    ],
+)
 def test_loss_and_gradients_are_equal_on_one_and_eight_devices(mesh, capacity):
     model = gpt.make(**MIXTRAL, capacity=capacity)
     task = causal_lm.make(vocab_size=65)

@@ -38,7 +38,6 @@ def setup(name):
     return base, model, variables, variables | {"params": params}, inputs
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("name", CASES)
 def test_merged_weights_compute_what_the_adapters_do(name):
     base, model, start, moved, inputs = setup(name)
