@@ -42,7 +42,7 @@ def export(
     path = workdir.epath.Path(folder) / "tokenizer.json"
     tokenizer = tokenizer_lib.load(path) if path.exists() else None
     with jax.set_mesh(run.mesh):
-        variables, _ = restore_weights(folder, run, step, weights)
+        variables, *_ = restore_weights(folder, run, step, weights)
     params = tree.merge(variables["params"], variables["frozen"].get("params", {}))
     return write_folder(Path(output), config.model.to_dict(), params, dtype, tokenizer)
 
@@ -82,7 +82,7 @@ def write_folder(
 
 
 def shapes_of(params: dict) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of each parameter, by the paths of single layers."""
+    """Returns the shape of each parameter, by the paths of single layers and experts."""
     return {
         name: tuple(leaf.shape[tree.stacked_axes(path) :])
         for path, leaf in tree.flatten(params).items()
@@ -91,16 +91,17 @@ def shapes_of(params: dict) -> dict[str, tuple[int, ...]]:
 
 
 def reader(params: dict) -> Callable[[str], np.ndarray]:
-    """Returns what gives a parameter by the path of a single layer, on the host in float32."""
+    """Returns what gives a parameter by the path of a single layer (and expert), on the host in
+    float32."""
     found = {
-        name: (leaf, layer if tree.stacked_axes(path) else None)
+        name: (leaf, index)
         for path, leaf in tree.flatten(params).items()
-        for layer, name in enumerate(tree.unrolled_paths(path, leaf))
+        for name, index in tree.unrolled_places(path, leaf)
     }
 
     def read(path: str) -> np.ndarray:
-        leaf, layer = found[path]
-        return np.asarray(leaf if layer is None else leaf[layer]).astype(np.float32, copy=False)
+        leaf, index = found[path]
+        return np.asarray(leaf[index] if index else leaf).astype(np.float32, copy=False)
 
     return read
 
