@@ -59,7 +59,10 @@ def write_folder(
     goes through the host."""
     config, table = interop.describe(model, shapes_of(params))
     config["dtype"] = config["torch_dtype"] = {"fp32": "float32", "bf16": "bfloat16"}[dtype]
-    config["bos_token_id"] = config["eos_token_id"] = None if tokenizer is None else tokenizer.end
+    end = None if tokenizer is None else tokenizer.end
+    config["bos_token_id"] = config["eos_token_id"] = end
+    if end is not None and "decoder_start_token_id" in config:
+        config["decoder_start_token_id"] = end  # what the targets of a training begin with
     files = {"config.json": config} | _tokenizer_files(tokenizer, model.get("context"))
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"--output={output} is there already; name a new folder")
