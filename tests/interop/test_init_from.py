@@ -310,3 +310,32 @@ def test_single_experts_of_a_workdir_are_taken(text, tmp_path):
     assert differs == {
         f"layers/0/moe/experts/{e}/{x}" for e in (1, 3) for x in ("up", "gate", "down")
     }
+
+
+def bert(text, *overrides):
+    values = [
+        "config.data.reader=files",
+        f"config.data.path={text}",
+        "config.eval.batch=64",
+        *("config.model.num_heads=4", "config.model.mlp_width=64", "config.log.tensorboard=False"),
+        *overrides,
+    ]
+    return config_lib.load("configs/nlp/bert.py:tiny", values)
+
+
+def test_a_bert_of_another_head_gives_what_has_a_place(text, tmp_path):
+    run = build.build(bert(text))
+    vocab = run.config.model.vocab_size
+    _, params = folder(tmp_path / "hf", "bert_pretrain", vocab_size=vocab)
+    config = bert(text, f"config.init_from=hf:{tmp_path / 'hf'}")
+    _, state, report = state_of(config, tmp_path)
+    theirs = one_layer_paths(params)
+    others = {"pooler/kernel", "pooler/kernel_bias", "classifier/kernel", "classifier/kernel_bias"}
+    equal(one_layer_paths(state.params), {k: v for k, v in theirs.items() if k not in others})
+    assert set(report["unused"]) == others
+    written = json.loads((tmp_path / "hf" / "config.json").read_text())
+    written["architectures"] = ["BertForMaskedLM"]
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(written))
+    _, _, report = state_of(config, tmp_path)
+    seq = ["cls.seq_relationship.bias", "cls.seq_relationship.weight"]
+    assert report["unused"] == ["pooler/kernel", "pooler/kernel_bias", *seq]
