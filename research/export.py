@@ -64,7 +64,10 @@ def write_folder(
     goes through the host."""
     config, table = interop.describe(model, shapes_of(params))
     config["dtype"] = config["torch_dtype"] = {"fp32": "float32", "bf16": "bfloat16"}[dtype]
-    config["bos_token_id"] = config["eos_token_id"] = None if tokenizer is None else tokenizer.end
+    end = None if tokenizer is None else tokenizer.end
+    config["bos_token_id"] = config["eos_token_id"] = end
+    if end is not None and "decoder_start_token_id" in config:
+        config["decoder_start_token_id"] = end  # what the targets of a training begin with
     files = {"config.json": config} | _tokenizer_files(tokenizer, model.get("context"))
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"--output={output} is there already; name a new folder")
@@ -87,7 +90,7 @@ def write_folder(
 
 
 def shapes_of(params: dict) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of each parameter, by the paths of single layers."""
+    """Returns the shape of each parameter, by the paths of single layers and experts."""
     return {
         name: tuple(leaf.shape[tree.stacked_axes(path) :])
         for path, leaf in tree.flatten(params).items()
@@ -96,16 +99,17 @@ def shapes_of(params: dict) -> dict[str, tuple[int, ...]]:
 
 
 def reader(params: dict) -> Callable[[str], np.ndarray]:
-    """Returns what gives a parameter by the path of a single layer, on the host in float32."""
+    """Returns what gives a parameter by the path of a single layer (and expert), on the host in
+    float32."""
     found = {
-        name: (leaf, layer if tree.stacked_axes(path) else None)
+        name: (leaf, index)
         for path, leaf in tree.flatten(params).items()
-        for layer, name in enumerate(tree.unrolled_paths(path, leaf))
+        for name, index in tree.unrolled_places(path, leaf)
     }
 
     def read(path: str) -> np.ndarray:
-        leaf, layer = found[path]
-        return np.asarray(leaf if layer is None else leaf[layer]).astype(np.float32, copy=False)
+        leaf, index = found[path]
+        return np.asarray(leaf[index] if index else leaf).astype(np.float32, copy=False)
 
     return read
 

@@ -38,7 +38,7 @@ AVERAGED = re.compile(r"^(ema/params|ema/model_state|frozen/params)/")
 # part of a plan (a longer context, a head of its own), and are said; the last are free.
 FIXED = ("norm", "norm_epsilon", "mlp", "bias")
 SAID = ("positions", "rope_theta", "tie_embeddings", "window", "base_width")
-FREE = ("dropout", "attention", "remat", "scan", "unroll")
+FREE = ("head", "labels", "dropout", "attention", "remat", "scan", "unroll")
 
 Plan = dict[str, tuple[str, str | None]]  # of each path: what happens to it, and its source
 
@@ -50,9 +50,10 @@ class Origin(NamedTuple):
     model: dict[str, Any]  # keywords of its config.model
     tokenizer: str | None  # its fingerprint
     shapes: dict[str, tuple[int, ...]]  # of each path
-    # (paths, leaf, stacked) -> onto the mesh, with the type and sharding of the leaf: one path, or
-    # several stacked
-    read: Callable[[list[str], jax.ShapeDtypeStruct, bool], jax.Array]
+    # (paths, leaf, stacked) -> onto the mesh, with the type and sharding of the leaf, whose first
+    # `stacked` axes the paths fill; of some of them the rows, on one axis
+    read: Callable[[list[str], jax.ShapeDtypeStruct, int], jax.Array]
+    unused: tuple[str, ...] = ()  # what else lies there
 
 
 def fresh_state(run: build.Run, folder: str) -> TrainState:
@@ -83,12 +84,13 @@ def fresh_state(run: build.Run, folder: str) -> TrainState:
             sources = [plan[layer][1] for layer in tree.unrolled_paths(name, leaf)]
             if any(sources):
                 leaves[path] = _read(
-                    leaf, bool(tree.stacked_axes(name)), sources, leaves.get(path), origin
+                    leaf, tree.stacked_axes(name), sources, leaves.get(path), origin
                 )
     for note in notes:
         hosts.warn(note)
     hosts.say(table(wanted, plan, origin.name))
     unused = sorted(origin.shapes.keys() - {source for _, source in plan.values()})
+    unused += origin.unused
     report = {"from": origin.name, "notes": notes, "parameters": plan, "unused": unused}
     hosts.on_first(lambda: _write(report, workdir.epath.Path(folder)))
     return build.init(run, tree.map_named(lambda path, _: leaves.pop(path), abstract))
@@ -204,18 +206,29 @@ def _shape(sizes: tuple) -> str:
 
 def _read(
     leaf: jax.ShapeDtypeStruct,
-    stacked: bool,
+    stacked: int,
     sources: list[str | None],
     drawn: jax.Array | None,
     origin: Origin,
 ) -> jax.Array:
     """Returns a leaf with what `sources` names for each of its layers; None: as it was drawn."""
-    layers = [layer for layer, source in enumerate(sources) if source is not None]
-    value = origin.read([sources[layer] for layer in layers], leaf, stacked)
-    if len(layers) == len(sources):
+    rows = [row for row, source in enumerate(sources) if source is not None]
+    value = origin.read([sources[row] for row in rows], leaf, stacked)
+    if len(rows) == len(sources):
         return value
-    put = lambda drawn, value: drawn.at[np.array(layers)].set(value)  # noqa: E731
+    places = np.unravel_index(np.array(rows), leaf.shape[:stacked])
+    put = lambda drawn, value: drawn.at[places].set(value)  # noqa: E731
     return jax.jit(put, out_shardings=leaf.sharding, donate_argnums=0)(drawn, value)
+
+
+def _target(
+    paths: list[str], leaf: jax.ShapeDtypeStruct, stacked: int
+) -> tuple[tuple[int, ...], NamedSharding]:
+    """Returns the shape and the sharding of what Origin.read gives."""
+    if len(paths) == np.prod(leaf.shape[:stacked]):
+        return leaf.shape, leaf.sharding
+    axes = P(None, *leaf.sharding.spec[stacked:])
+    return (len(paths), *leaf.shape[stacked:]), NamedSharding(leaf.sharding.mesh, axes)
 
 
 def table(wanted: dict[str, Any], plan: Plan, name: str) -> str:
@@ -249,17 +262,16 @@ def open_origin(run: build.Run) -> Iterator[Origin]:
         folder = name.removeprefix("hf:")
         weights = interop.load(folder)
 
-        def read(paths: list[str], leaf: jax.ShapeDtypeStruct, stacked: bool) -> jax.Array:
-            shape = weights.shapes[paths[0]]
-            value = np.empty((len(paths), *shape), leaf.dtype)  # one leaf on the host, no more
-            for row, path in zip(value, paths, strict=True):
+        def read(paths: list[str], leaf: jax.ShapeDtypeStruct, stacked: int) -> jax.Array:
+            rows = np.empty((len(paths), *weights.shapes[paths[0]]), leaf.dtype)  # of one leaf
+            for row, path in zip(rows, paths, strict=True):
                 row[...] = weights.read(path)
-            value = value if stacked else value[0]
-            return jax.make_array_from_callback(
-                value.shape, leaf.sharding, lambda part: value[part]
-            )
+            shape, sharding = _target(paths, leaf, stacked)
+            value = rows.reshape(shape)
+            return jax.make_array_from_callback(shape, sharding, lambda part: value[part])
 
-        yield Origin(name, weights.model, _fingerprint(folder), weights.shapes, read)
+        tokenizer, unused = _fingerprint(folder), tuple(weights.unused)
+        yield Origin(name, weights.model, tokenizer, weights.shapes, read, unused)
         return
     workdir.existing_config(name)
     with Checkpoints(f"{name}/checkpoints", verify=run.config.checkpoint.verify) as checkpoints:
@@ -285,15 +297,13 @@ def _of_checkpoint(
 ) -> tuple[dict[str, tuple[int, ...]], Callable]:
     """Returns the shapes and the reader of a checkpoint: the average, where it holds one."""
     places = AVERAGED if any(path.startswith("ema/") for path in leaves) else PLACES
-    found: dict[str, tuple[str, int | None]] = {}  # the leaf, and the layer of it
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}  # the leaf, and the layer (and expert) of it
     shapes = {}
     for stored in filter(places.match, leaves):
         path, (dtype, shape) = places.sub("", stored), manifest.parse(leaves[stored][0])
-        names = tree.unrolled_paths(path, jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)))
-        is_stacked = bool(tree.stacked_axes(path))
-        for layer, name in enumerate(names):
-            found[name] = (stored, layer if is_stacked else None)
-            shapes[name] = shape[1:] if is_stacked else shape
+        leaf = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+        for name, index in tree.unrolled_places(path, leaf):
+            found[name], shapes[name] = (stored, index), tuple(shape[len(index) :])
 
     def load(path: str, sharding: NamedSharding) -> jax.Array:
         dtype, shape = manifest.parse(leaves[path][0])
@@ -303,27 +313,31 @@ def _of_checkpoint(
     # The layers of a leaf are asked for one after the other, where they lie apart here.
     again = functools.lru_cache(maxsize=1)(load)
 
-    def read(paths: list[str], leaf: jax.ShapeDtypeStruct, stacked: bool) -> jax.Array:
+    def read(paths: list[str], leaf: jax.ShapeDtypeStruct, stacked: int) -> jax.Array:
         places = [found[path] for path in paths]
         stored = places[0][0]
         dtype, shape = manifest.parse(leaves[stored][0])
         alike = (tuple(shape), jnp.dtype(dtype)) == (leaf.shape, leaf.dtype)
-        whole = [(stored, layer) for layer in range(shape[0])] if stacked else [(stored, None)]
+        whole = [(stored, index) for index in np.ndindex(leaf.shape[:stacked])]
         if alike and places == whole:
             return load(stored, leaf.sharding)
-        axes = leaf.sharding.spec[1:] if stacked else leaf.sharding.spec  # of a layer
-        lies = lambda *axes: NamedSharding(leaf.sharding.mesh, P(*axes))  # noqa: E731
+        spec = leaf.sharding.spec
+
+        def lies(index: tuple[int, ...]) -> NamedSharding:  # as the leaf, where it has the axis
+            more = len(index) - stacked
+            axes = (*[None] * more, *spec) if more >= 0 else spec[-more:]
+            return NamedSharding(leaf.sharding.mesh, P(*axes))
+
         arrays = {
-            path: again(path, lies(*axes) if layer is None else lies(None, *axes))
-            for path, layer in places
+            path: again(stored, lies(index))
+            for path, (stored, index) in zip(paths, places, strict=True)
         }
+        shape, sharding = _target(paths, leaf, stacked)
 
         def choose(arrays: dict[str, jax.Array]) -> jax.Array:
-            rows = [
-                arrays[path] if layer is None else arrays[path][layer] for path, layer in places
-            ]
-            return (jnp.stack(rows) if stacked else rows[0]).astype(leaf.dtype)
+            rows = [arrays[path][index] for path, (_, index) in zip(paths, places, strict=True)]
+            return jnp.stack(rows).reshape(shape).astype(leaf.dtype)
 
-        return jax.jit(choose, out_shardings=leaf.sharding)(arrays)
+        return jax.jit(choose, out_shardings=sharding)(arrays)
 
     return shapes, read

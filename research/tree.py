@@ -127,6 +127,12 @@ def unrolled_paths(path: str, leaf: Any) -> list[str]:
     return names
 
 
+def unrolled_places(path: str, leaf: Any) -> list[tuple[str, tuple[int, ...]]]:
+    """Returns the path and the index of each layer (and expert) of a leaf, or [(path, ())]."""
+    indices = np.ndindex(tuple(leaf.shape[: stacked_axes(path)]))
+    return list(zip(unrolled_paths(path, leaf), indices, strict=True))
+
+
 def key_of(key: jax.Array | None, path: str) -> jax.Array | None:
     """Returns a random key of the leaf at `path`, the same on every host and in every run."""
     return None if key is None else jax.random.fold_in(key, zlib.crc32(path.encode()))

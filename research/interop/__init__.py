@@ -5,12 +5,13 @@
 
 A family is a description, and both ways are read from it, so that they cannot drift apart: which of
 their config's keys are which of ours, what the others must be, and for each of their tensors which
-of our parameters lie in it. Paths are those of single layers, `layers/3/attention/q`.
+of our parameters lie in it. Paths are those of single layers and experts,
+`layers/3/moe/experts/5/up`.
 """
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +24,11 @@ Shape = tuple[int, ...]
 
 
 class Tensor(NamedTuple):
-    """One of their tensors. Several of `ours` lie side by side on the last axis of the matrix;
-    a tuple of `theirs` is one of ours, stacked on its first axis (experts). Where ours has the
-    same rank and more elements, it is padded with zeros at the end (the vocabulary)."""
+    """One of their tensors. Several of `ours` lie side by side on the last axis of the matrix.
+    Where ours has the same rank and more elements, it is padded with zeros at the end (the
+    vocabulary)."""
 
-    theirs: str | tuple[str, ...]
+    theirs: str
     shape: Shape
     ours: dict[str, Shape]
     transpose: bool = False  # torch's Linear is (out, in), ours are (in, out)
@@ -36,7 +37,7 @@ class Tensor(NamedTuple):
 class Family(NamedTuple):
     """A kind of model over there, as ours."""
 
-    architecture: str  # the class that transformers loads it with
+    architecture: str  # the class that transformers loads it with; `write` may name another
     prefix: str  # of all tensors but the head; files of the bare model lack it
     model: dict[str, Any]  # keywords of config.model that all of the family share
     fields: tuple[tuple[str, str, Any], ...]  # (their key, our keyword, their default)
@@ -44,6 +45,11 @@ class Family(NamedTuple):
     harmless: tuple[str, ...]  # their keys that do not change what the model computes
     tensors: Callable[[dict], list[Tensor]]  # of a config.model in which nothing is None
     complete: Callable[[dict, dict[str, Shape]], dict]  # makes it so, by the parameters' shapes
+    choices: dict[str, tuple[str, dict]] = {}  # their key: (our keyword, {their value: ours})
+    least: dict[str, int] = {}  # the least value of some of our keywords, which may not be None
+    optional: Callable[[dict], list[Tensor]] = lambda model: []  # tensors that files may lack
+    unused: str = "(?!)"  # regex: tensors that files may hold for other heads
+    spelling: Callable[[str], str] = lambda name: name  # today's name of a tensor in a file
     ignored: str = "(?!)"  # regex: buffers that some files hold and that are no weights
     repeated: dict[str, str] = {}  # tensors that a file may hold twice: the copy, the original
     read: Callable[[dict], dict] = lambda config: config  # old spellings of theirs become today's
@@ -56,6 +62,7 @@ class Weights(NamedTuple):
     model: dict[str, Any]  # keywords of config.model, `name` among them
     shapes: dict[str, Shape]  # of each of our paths
     read: Callable[[str], np.ndarray]  # float32
+    unused: list[str]  # their tensors that are none of them, of other heads
 
 
 # Keys that any config may hold: names, token ids, numbers of training and of generation.
@@ -68,8 +75,8 @@ HARMLESS = (
 )  # fmt: skip
 
 
-# Settings of config.model that no family has.
-ABSENT = {"base_width": None, "window": None}
+# What all families of our model `gpt` share.
+GPT = {"name": "gpt", "base_width": None, "window": None}
 
 
 def padded(vocab_size: int) -> int:
@@ -105,69 +112,72 @@ def load(folder: str) -> Weights:
     family = known[kind]
     model = to_model(family, config, str(path / "config.json"))
     files = tensor_files.open_folder(path)
-    table = family.tensors(model)
-    names = _check_names(family, table, files)
+    table, names, unused = _match(family, model, files)
     owners = {ours: (tensor, i) for tensor in table for i, ours in enumerate(tensor.ours)}
 
     def read(ours: str) -> np.ndarray:
         tensor, index = owners[ours]
-        parts = [
-            import_tensor(tensor, files.read(names[name]))[index] for name in _names(tensor.theirs)
-        ]
-        return np.stack(parts) if isinstance(tensor.theirs, tuple) else parts[0]
+        return import_tensor(tensor, files.read(names[tensor.theirs]))[index]
 
     shapes = {ours: shape for tensor in table for ours, shape in tensor.ours.items()}
-    return Weights(model, shapes, read)
+    return Weights(model, shapes, read, unused)
 
 
-def _names(theirs: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (theirs,) if isinstance(theirs, str) else theirs
-
-
-def _check_names(
-    family: Family, table: list[Tensor], files: tensor_files.TensorFiles
-) -> dict[str, str]:
-    """Returns the name in the files of each tensor of the table."""
+def _match(
+    family: Family, model: dict[str, Any], files: tensor_files.TensorFiles
+) -> tuple[list[Tensor], dict[str, str], list[str]]:
+    """Returns the tensors that the files hold, the name there of each, and the names of those that
+    are for other heads."""
     bare = not any(name.startswith(family.prefix) for name in files.shapes)
     spell = lambda name: name.removeprefix(family.prefix) if bare else name  # noqa: E731
-    names = {name: spell(name) for tensor in table for name in _names(tensor.theirs)}
-    some = next(iter(files.files.values()), None)
+    held = {family.spelling(name): name for name in files.shapes}
+    table = family.tensors(model)
+    table += [tensor for tensor in family.optional(model) if spell(tensor.theirs) in held]
+    names, some = {}, next(iter(files.files.values()), None)
     for tensor in table:
-        for name in _names(tensor.theirs):
-            there = files.shapes.get(names[name])
-            if there is None:
-                where = some if len(set(files.files.values())) == 1 else some and some.parent
-                raise InputError(f"tensor {names[name]} is missing in {where}; fetch it again")
-            if there != tensor.shape:
-                raise InputError(
-                    f"{files.files[names[name]]}: tensor {names[name]} has shape {there}, by "
-                    f"config.json it has {tensor.shape}; fetch both files from one place"
-                )
-    for name in files.shapes.keys() - set(names.values()):
-        if re.search(family.ignored, name):
+        name = held.get(spell(tensor.theirs))
+        if name is None:
+            where = some if len(set(files.files.values())) == 1 else some and some.parent
+            raise InputError(f"tensor {spell(tensor.theirs)} is missing in {where}; fetch it again")
+        if (there := files.shapes[name]) != tensor.shape:
+            raise InputError(
+                f"{files.files[name]}: tensor {name} has shape {there}, by config.json it has "
+                f"{tensor.shape}; fetch both files from one place"
+            )
+        names[tensor.theirs] = name
+    return table, names, _check_others(family, names, held, files)
+
+
+def _check_others(
+    family: Family, names: dict[str, str], held: dict[str, str], files: tensor_files.TensorFiles
+) -> list[str]:
+    """Returns what the files hold for other heads; refuses what has no place, and copies that are
+    none."""
+    unused, known = [], set(names.values())
+    for today, name in held.items():
+        if name in known or re.search(family.ignored, today):
             continue
-        original = names.get(family.repeated.get(name, ""))
-        if original is None:
+        original = names.get(family.repeated.get(today, ""))
+        if original is None and not re.search(family.unused, today):
             raise InputError(
                 f"{files.files[name]}: tensor {name} is not part of this {family.architecture}; "
                 "its config.json may be another model's"
             )
-        if not np.array_equal(files.read(name), files.read(original)):
+        if original is None:
+            unused.append(name)
+        elif not np.array_equal(files.read(name), files.read(original)):
             raise InputError(
                 f"{files.files[name]}: tensor {name} differs from {original}, which config.json "
                 "says it is tied to; set tie_word_embeddings there to false"
             )
-    return names
+    return sorted(unused)
 
 
 def import_tensor(tensor: Tensor, value: np.ndarray) -> list[np.ndarray]:
-    """Returns the value of each of `tensor.ours` (of one slice of it, where theirs are several)."""
+    """Returns the value of each of `tensor.ours`."""
     matrix = value.T if tensor.transpose else value
     parts = np.split(matrix, len(tensor.ours), axis=-1)
-    return [
-        _fit(part, shape[1:] if isinstance(tensor.theirs, tuple) else shape)
-        for part, shape in zip(parts, tensor.ours.values(), strict=True)
-    ]
+    return [_fit(part, shape) for part, shape in zip(parts, tensor.ours.values(), strict=True)]
 
 
 def _fit(part: np.ndarray, shape: Shape) -> np.ndarray:
@@ -196,16 +206,8 @@ def export_all(
     """Returns name, shape and value of each of their tensors; `read` gives a parameter by path,
     and is asked when a value is."""
 
-    def value(tensor: Tensor, index: int) -> np.ndarray:
-        ours = [read(path) for path in tensor.ours]
-        is_stack = isinstance(tensor.theirs, tuple)
-        return export_tensor(tensor, [x[index] if is_stack else x for x in ours])
-
-    return [
-        (name, tensor.shape, functools.partial(value, tensor, index))
-        for tensor in table
-        for index, name in enumerate(_names(tensor.theirs))
-    ]
+    value = lambda tensor: export_tensor(tensor, [read(path) for path in tensor.ours])  # noqa: E731
+    return [(tensor.theirs, tensor.shape, functools.partial(value, tensor)) for tensor in table]
 
 
 def to_model(family: Family, config: dict, where: str) -> dict[str, Any]:
@@ -215,35 +217,53 @@ def to_model(family: Family, config: dict, where: str) -> dict[str, Any]:
         config = family.read(dict(config))
     except (TypeError, ArithmeticError) as error:  # text for a number, no heads
         raise InputError(f"{where} has a value of the wrong kind ({error}); mend it") from None
-    model = ABSENT | family.model
-    for key, ours, default in family.fields:
-        value = config.get(key, default)
-        legal = (int, float) if type(default) is float else (type(default),)
-        if type(value) not in legal or value < 0:
-            raise InputError(
-                f"{where}: {key}={value!r} is no {type(default).__name__}; expected one like "
-                f"{default}: mend it"
-            )
-        model[ours] = type(default)(value)
+    model = family.model | _fields(family, config, where)
+    for key, (ours, values) in family.choices.items():
+        value = config.get(key, next(iter(values)))
+        if not isinstance(value, str) or value not in values:
+            raise _unsupported(family, where, key, value, values)
+        model[ours] = values[value]
     for key, allowed in family.fixed.items():
         if (value := config.get(key, allowed[0])) not in allowed:
-            options = " or ".join(map(repr, allowed))
-            raise InputError(
-                f"{where}: {key}={value!r} is not supported; our {family.architecture} computes "
-                f"{options} only"
-            )
-    known = {*HARMLESS, *family.harmless, *family.fixed, *(key for key, _, _ in family.fields)}
+            raise _unsupported(family, where, key, value, allowed)
+    known = {*HARMLESS, *family.harmless, *family.fixed, *family.choices}
+    known |= {key for key, _, _ in family.fields}
     for key in sorted(config.keys() - known):
         if config[key] is not None and config[key] is not False:
             raise InputError(
                 f"{where}: {key}={config[key]!r} is not known here and may change the model; "
                 "delete it from the file if it does not"
             )
-    if not model["num_heads"] or model["width"] % model["num_heads"]:
-        raise InputError(
-            f"{where}: a width of {model['width']} does not divide into {model['num_heads']} heads"
-        )
+    heads = model["num_heads"]
+    if not heads or ("head_dim" not in model and model["width"] % heads):
+        raise InputError(f"{where}: a width of {model['width']} does not divide into {heads} heads")
     return model
+
+
+def _fields(family: Family, config: dict, where: str) -> dict[str, Any]:
+    """The keywords that are numbers or switches of theirs."""
+    model = {}
+    for key, ours, default in family.fields:
+        value, least = config.get(key, default), family.least.get(ours, 0)
+        legal = (int, float) if type(default) is float else (type(default),)
+        if type(value) not in legal or value < least:
+            above = f" of at least {least}" if least else ""
+            raise InputError(
+                f"{where}: {key}={value!r} is no {type(default).__name__}{above}; expected one "
+                f"like {default}: mend it"
+            )
+        model[ours] = type(default)(value)
+    return model
+
+
+def _unsupported(
+    family: Family, where: str, key: str, value: Any, allowed: Iterable[Any]
+) -> InputError:
+    options = " or ".join(map(repr, allowed))
+    return InputError(
+        f"{where}: {key}={value!r} is not supported; our {family.architecture} computes {options} "
+        "only"
+    )
 
 
 def describe(model: Mapping[str, Any], shapes: dict[str, Shape]) -> tuple[dict, list[Tensor]]:
@@ -251,10 +271,14 @@ def describe(model: Mapping[str, Any], shapes: dict[str, Shape]) -> tuple[dict, 
     path. Raises InputError if it is of no family, saying why."""
     reasons = []
     for name, family in families().items():
-        shared = ABSENT | family.model
+        if model.get("name") != family.model["name"]:
+            continue
+        shared = dict(family.model)
         if model.get("base_width") == model.get("width"):  # muP at its own width changes nothing
-            del shared["base_width"]
+            shared.pop("base_width", None)
         odd = [key for key, value in shared.items() if model.get(key) != value]
+        odd += [key for key, least in family.least.items() if (model.get(key) or 0) < least]
+        odd += [key for key, of in family.choices.values() if model.get(key) not in of.values()]
         if odd:
             reasons.append(f"{name} has no {', '.join(f'{k}={model.get(k)!r}' for k in odd)}")
             continue
@@ -270,8 +294,11 @@ def describe(model: Mapping[str, Any], shapes: dict[str, Shape]) -> tuple[dict, 
         config = {"architectures": [family.architecture], "model_type": name}
         config |= {key: whole[ours] for key, ours, _ in family.fields}
         config |= {key: allowed[0] for key, allowed in family.fixed.items()}
+        for key, (ours, values) in family.choices.items():
+            config[key] = next(name for name, value in values.items() if value == whole[ours])
         return family.write(config), table
+    why = "; ".join(reasons) or f"none has name={model.get('name')!r}"
     raise InputError(
-        f"the model is of no Hugging Face family that is known ({'; '.join(reasons)}); add a file "
-        "to research/interop"
+        f"the model is of no Hugging Face family that is known ({why}); add a file to "
+        "research/interop"
     )

@@ -5,7 +5,7 @@ Its Conv1D weights are (in, out), as ours; the queries, keys and values are one 
 
 from typing import Any
 
-from research.interop import Family, Shape, Tensor, padded
+from research.interop import GPT, Family, Shape, Tensor, padded
 
 
 def make() -> Family:
@@ -13,7 +13,8 @@ def make() -> Family:
     return Family(
         architecture="GPT2LMHeadModel",
         prefix="transformer.",
-        model=dict(name="gpt", norm="layernorm", positions="learned", mlp="gelu", bias=True),
+        model=GPT
+        | dict(experts=None, norm="layernorm", positions="learned", mlp="gelu", bias=True),
         fields=(
             ("vocab_size", "vocab_size", 50_257),
             ("n_positions", "context", 1_024),

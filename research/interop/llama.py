@@ -6,7 +6,7 @@ as ours do.
 
 from typing import Any
 
-from research.interop import Family, Shape, Tensor, padded
+from research.interop import GPT, Family, Shape, Tensor, padded
 
 
 def make() -> Family:
@@ -14,7 +14,8 @@ def make() -> Family:
     return Family(
         architecture="LlamaForCausalLM",
         prefix="model.",
-        model=dict(name="gpt", norm="rmsnorm", positions="rotary", mlp="swiglu", bias=False),
+        model=GPT
+        | dict(experts=None, norm="rmsnorm", positions="rotary", mlp="swiglu", bias=False),
         fields=(
             ("vocab_size", "vocab_size", 32_000),
             ("max_position_embeddings", "context", 2_048),
@@ -44,7 +45,7 @@ def make() -> Family:
     )
 
 
-def read(config: dict) -> dict:
+def read(config: dict, theta: float = 10_000.0) -> dict:
     """Returns the config with one spelling of the rotary positions (transformers 5 has
     rope_parameters), and without the sizes that follow from others."""
     heads = config.get("num_attention_heads", 32)
@@ -56,7 +57,7 @@ def read(config: dict) -> dict:
             config["rope_scaling"] = rope  # to be refused
             break
         config["rope_scaling"] = None
-        config["rope_theta"] = rope.get("rope_theta", config.get("rope_theta", 10_000.0))
+        config["rope_theta"] = rope.get("rope_theta", config.get("rope_theta", theta))
     if config.get("num_key_value_heads") is None:
         config["num_key_value_heads"] = heads
     if config.get("head_dim") == config.get("hidden_size", 4_096) / heads:
@@ -78,27 +79,36 @@ def complete(model: dict[str, Any], shapes: dict[str, Shape]) -> dict[str, Any]:
 
 def tensors(model: dict[str, Any]) -> list[Tensor]:
     """Returns all tensors of a config.model."""
-    d, f, heads, kv_heads = (model[x] for x in ("width", "mlp_width", "num_heads", "num_kv_heads"))
+    d, f, table = model["width"], model["mlp_width"], around(model)
+    for i in range(model["num_layers"]):
+        theirs, ours = f"model.layers.{i}.mlp", f"layers/{i}/mlp"
+        for x, size in (("up", (d, f)), ("gate", (d, f)), ("down", (f, d))):
+            table.append(linear(f"{theirs}.{x}_proj", *size[::-1], f"{ours}/{x}", size))
+    return table
+
+
+def around(model: dict[str, Any]) -> list[Tensor]:
+    """Returns all tensors but those of the feed-forward layers, which others have too."""
+    d, heads, kv_heads = (model[x] for x in ("width", "num_heads", "num_kv_heads"))
     dim, vocab = d // heads, model["vocab_size"]
     table = [
         Tensor("model.embed_tokens.weight", (vocab, d), {"embed": (padded(vocab), d)}),
         Tensor("model.norm.weight", (d,), {"norm/scale": (d,)}),
     ]
     if not model["tie_embeddings"]:
-        table.append(_linear("lm_head", vocab, d, "head", (d, padded(vocab))))
+        table.append(linear("lm_head", vocab, d, "head", (d, padded(vocab))))
     for i in range(model["num_layers"]):
         theirs, ours = f"model.layers.{i}", f"layers/{i}"
         for x, n in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
             name, path = f"{theirs}.self_attn.{x}_proj", f"{ours}/attention/{x}"
-            table.append(_linear(name, n * dim, d, path, (d, n, dim)))
+            table.append(linear(name, n * dim, d, path, (d, n, dim)))
         name = f"{theirs}.self_attn.o_proj"
-        table.append(_linear(name, d, d, f"{ours}/attention/out", (heads, dim, d)))
-        for x, size in (("up", (d, f)), ("gate", (d, f)), ("down", (f, d))):
-            table.append(_linear(f"{theirs}.mlp.{x}_proj", *size[::-1], f"{ours}/mlp/{x}", size))
+        table.append(linear(name, d, d, f"{ours}/attention/out", (heads, dim, d)))
         for x, name in (("norm1", "input_layernorm"), ("norm2", "post_attention_layernorm")):
             table.append(Tensor(f"{theirs}.{name}.weight", (d,), {f"{ours}/{x}/scale": (d,)}))
     return table
 
 
-def _linear(theirs: str, out: int, width: int, ours: str, shape: Shape) -> Tensor:
+def linear(theirs: str, out: int, width: int, ours: str, shape: Shape) -> Tensor:
+    """Returns the tensor of a Linear without bias."""
     return Tensor(f"{theirs}.weight", (out, width), {ours: shape}, transpose=True)

@@ -1,5 +1,6 @@
-"""Small models of both families and their folders."""
+"""Small models of the families, with the sizes of the frozen fixtures, and their folders."""
 
+import importlib
 import inspect
 from pathlib import Path
 
@@ -7,20 +8,25 @@ import jax
 import numpy as np
 
 from research import export, tree
-from research.models import gpt
-from tests.models.test_parity import SHAPES
+from tests.models import test_families, test_parity
 
-DEFAULTS = {name: p.default for name, p in inspect.signature(gpt.make).parameters.items()}
-FAMILIES = tuple(SHAPES)
+FAMILIES = tuple(test_parity.SHAPES)
+# BERT has five, one for each head, and T5 two.
+OTHERS = {name: module for name, (module, _) in test_families.FAMILIES.items() if name != "switch"}
+SHAPES = test_parity.SHAPES | {name: test_families.FAMILIES[name][1] for name in OTHERS}
 
 
 def keywords(family, **changes):
     """A complete config.model of a family of the frozen fixtures."""
-    return {"name": "gpt"} | DEFAULTS | SHAPES[family] | changes
+    name = OTHERS[family].__name__.rpartition(".")[2] if family in OTHERS else "gpt"
+    made = inspect.signature(importlib.import_module(f"research.models.{name}").make)
+    defaults = {name: p.default for name, p in made.parameters.items()}
+    return {"name": name} | defaults | SHAPES[family] | changes
 
 
 def make(model):
-    return gpt.make(**{key: value for key, value in model.items() if key != "name"})
+    module = importlib.import_module(f"research.models.{model['name']}")
+    return module.make(**{key: value for key, value in model.items() if key != "name"})
 
 
 def frozen(family):
@@ -39,7 +45,8 @@ def folder(path, family, **changes):
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
     # The padding of the vocabulary does not travel: it comes back as zeros.
-    params["embed"][model["vocab_size"] :] = 0
+    for name in {"embed", "vocab_bias"} & params.keys():
+        params[name][model["vocab_size"] :] = 0
     if "head" in params:
         params["head"][:, model["vocab_size"] :] = 0
     export.write_folder(path, model, params)

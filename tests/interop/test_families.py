@@ -204,14 +204,3 @@ def test_a_model_of_no_family_is_not_exported(change, reason, tmp_path):
     with pytest.raises(InputError, match=reason):
         export.write_folder(tmp_path / "out", model, params)
     assert not list(tmp_path.iterdir())
-
-
-def test_one_of_ours_may_be_several_of_theirs():
-    """Experts lie apart there and are stacked here: what a family of them needs."""
-    names = tuple(f"experts.{e}.w1.weight" for e in range(3))
-    tensor = interop.Tensor(names, (5, 4), {"layers/0/experts/up": (3, 4, 5)}, transpose=True)
-    ours = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
-    out = {name: value() for name, _, value in interop.export_all([tensor], lambda _: ours)}
-    np.testing.assert_array_equal(out[names[2]], ours[2].T)
-    back = [interop.import_tensor(tensor, out[name])[0] for name in names]
-    np.testing.assert_array_equal(np.stack(back), ours)

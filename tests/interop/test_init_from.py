@@ -260,3 +260,82 @@ def test_another_tokenizer_is_said(trained, text, tmp_path, capsys):
                   "config.model.vocab_size=257")  # fmt: skip
     state_of(config, tmp_path)
     assert "the tokenizer is not that of" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    path = tmp_path_factory.mktemp("mixture") / "mixtral"
+    return path, folder(path, "mixtral", vocab_size=257)[1]
+
+
+EXPERTS, SPLIT = "config.model.experts=4", ("config.mesh.fsdp=2", "config.mesh.expert=2")
+
+
+@pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
+def test_experts_of_all_layers_are_taken_on_any_mesh(scan, mixture, text, tmp_path):
+    path, params = mixture
+    config = load(text, f"config.init_from=hf:{path}", EXPERTS, f"config.model.scan={scan}", *SPLIT)
+    _, state, report = state_of(config, tmp_path)
+    equal(one_layer_paths(state.params), one_layer_paths(params))
+    assert report["parameters"]["layers/1/moe/experts/3/up"][0] == "loaded"
+    save(load(text, EXPERTS, f"config.model.scan={not scan}"), tmp_path / "run")
+    config = load(text, f"config.init_from={tmp_path / 'run'}", EXPERTS,
+                  f"config.model.scan={scan}", *SPLIT)  # fmt: skip
+    _, state, _ = state_of(config, tmp_path)
+    equal(one_layer_paths(state.params), weights_of(tmp_path / "run", "raw"))
+
+
+def test_single_experts_are_skipped_and_moved(mixture, text, tmp_path):
+    rules = ((r"layers/0/moe/experts/1/", "skip"), (r"(experts)/2/(up)", r"layers/0/moe/\1/0/\2"))
+    config = load(text, f"config.init_from=hf:{mixture[0]}", EXPERTS, *SPLIT,
+                  f"config.init_rules={rules}")  # fmt: skip
+    _, state, report = state_of(config, tmp_path)
+    ours, theirs = one_layer_paths(state.params), one_layer_paths(mixture[1])
+    fresh = one_layer_paths(build.init(build.build(config)).params)
+    one, moved = "layers/0/moe/experts/1/up", "layers/1/moe/experts/2/up"
+    np.testing.assert_array_equal(ours[one], fresh[one])
+    np.testing.assert_array_equal(ours[moved], theirs["layers/0/moe/experts/0/up"])
+    np.testing.assert_array_equal(ours[f"{moved[:-2]}down"], theirs[f"{moved[:-2]}down"])
+    assert report["parameters"][one] == ["skipped", None]
+
+
+def test_single_experts_of_a_workdir_are_taken(text, tmp_path):
+    save(load(text, EXPERTS), tmp_path / "run")
+    rules = ((r"layers/0/moe/experts/[13]/", "skip"),)
+    config = load(text, f"config.init_from={tmp_path / 'run'}", EXPERTS, *SPLIT, "config.seed=5",
+                  f"config.init_rules={rules}")  # fmt: skip
+    _, state, _ = state_of(config, tmp_path)
+    ours, theirs = one_layer_paths(state.params), weights_of(tmp_path / "run", "raw")
+    differs = {name for name, value in ours.items() if (value != theirs[name]).any()}
+    assert differs == {
+        f"layers/0/moe/experts/{e}/{x}" for e in (1, 3) for x in ("up", "gate", "down")
+    }
+
+
+def bert(text, *overrides):
+    values = [
+        "config.data.reader=files",
+        f"config.data.path={text}",
+        "config.eval.batch=64",
+        *("config.model.num_heads=4", "config.model.mlp_width=64", "config.log.tensorboard=False"),
+        *overrides,
+    ]
+    return config_lib.load("configs/nlp/bert.py:tiny", values)
+
+
+def test_a_bert_of_another_head_gives_what_has_a_place(text, tmp_path):
+    run = build.build(bert(text))
+    vocab = run.config.model.vocab_size
+    _, params = folder(tmp_path / "hf", "bert_pretrain", vocab_size=vocab)
+    config = bert(text, f"config.init_from=hf:{tmp_path / 'hf'}")
+    _, state, report = state_of(config, tmp_path)
+    theirs = one_layer_paths(params)
+    others = {"pooler/kernel", "pooler/kernel_bias", "classifier/kernel", "classifier/kernel_bias"}
+    equal(one_layer_paths(state.params), {k: v for k, v in theirs.items() if k not in others})
+    assert set(report["unused"]) == others
+    written = json.loads((tmp_path / "hf" / "config.json").read_text())
+    written["architectures"] = ["BertForMaskedLM"]
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(written))
+    _, _, report = state_of(config, tmp_path)
+    seq = ["cls.seq_relationship.bias", "cls.seq_relationship.weight"]
+    assert report["unused"] == ["pooler/kernel", "pooler/kernel_bias", *seq]
