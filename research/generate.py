@@ -49,7 +49,7 @@ def generate(
       without an answer "text" is empty and "start" None.
 
     A result depends on its prompt, the seed and its place in the order, not on the other prompts.
-    `max_tokens` None: what the context has room for. Raises InputError for a prompt that leaves no
+    `max_tokens` None: what the context has room for, and of span the task's max_answer. Raises InputError for a prompt that leaves no
     room, a character the tokenizer does not know, or sampling numbers out of range.
     """
     prompts = list(prompts)

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research import build, config, evaluate
+from research import build, config, evaluate, generate, train, workdir
+from research.arguments import InputError
 from research.data.questions import Gold
 from research.tasks import span
 from research.tasks.answers import score, words
@@ -155,37 +156,58 @@ def test_the_windows_of_a_question_are_judged_together_whatever_the_batch(batch)
     assert task.report(totals, {"gold": None}) == {}
 
 
-def test_a_run_learns_to_answer_and_reports_a_whole_split(tmp_path):
-    passage = "red green blue gold pink grey. It went on and on, as texts do, to no end. One is %s."
-    colours = "red green blue gold pink grey".split()
+PASSAGE = "red green blue gold pink grey. It went on and on, as texts do, to no end. One is %s."
+COLOURS = "red green blue gold pink grey".split()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A workdir that has learned to find the last word, of which one window has none."""
+    root = tmp_path_factory.mktemp("questions")
     for split in ("train", "validation"):
-        paragraphs = [
-            dict(
-                context=passage % colour,
-                qas=[dict(id=colour, question="?", answers=[
-                    dict(text=colour, answer_start=(passage % colour).rindex(colour))])],
-            )
-            for colour in colours
-        ]  # fmt: skip
-        (tmp_path / f"{split}.json").write_text(
-            json.dumps(dict(data=[dict(paragraphs=paragraphs)]))
-        )
-    overrides = [f"config.data.{o}" for o in (
-        f"path={tmp_path}", "context=64", "stride=32", "max_question=8")]  # fmt: skip
-    overrides += ["config.task.unanswerable=False", "config.steps=60", "config.eval.batch=4"]
-    overrides += ["config.model.dropout=0.0", "config.optim.lr.peak=0.01"]
-    run = build.build(config.load("configs/nlp/questions.py:tiny", overrides), jax.devices()[:1])
-    source = build.make_source(run.config, "validation")
-    assert source.info["windows"] == 12
+        paragraphs = []
+        for colour in COLOURS:
+            text = PASSAGE % colour
+            answer = dict(text=colour, answer_start=text.rindex(colour))
+            qas = [dict(id=colour, question="?", answers=[answer])]
+            paragraphs.append(dict(context=text, qas=qas))
+        (root / f"{split}.json").write_text(json.dumps(dict(data=[dict(paragraphs=paragraphs)])))
+    data = (f"path={root}", "context=64", "stride=32", "max_question=8")
+    overrides = [f"config.data.{value}" for value in data]
+    overrides += ["config.task.unanswerable=False", "config.steps=60", "config.eval.batch=8"]
+    overrides += ["config.model.dropout=0.0", "config.optim.lr.peak=0.01", "config.eval.every=60"]
+    overrides += ["config.checkpoint.every=60"]
+    given = config.load("configs/nlp/questions.py:tiny", overrides)
+    train.train(given, str(root / "run"))
+    return str(root / "run")
+
+
+def test_a_run_learns_and_reports_a_whole_split_on_any_mesh(folder):
+    wide = evaluate.evaluate(folder)
+    assert wide["exact_match"] == wide["f1"] == 1.0
+    other = evaluate.evaluate(folder, overrides=["config.mesh.fsdp=4", "config.mesh.tensor=2"])
+    assert other["exact_match"] == 1.0
+    assert other["loss"] == pytest.approx(wide["loss"], rel=1e-3)
+
+
+def test_every_host_gets_the_places_of_all_windows(folder):
+    given = config.override(workdir.existing_config(folder), ["config.eval.batch=16"])
+    run = build.build(given, with_data=False)
+    source = build.make_source(given, "validation")
     with jax.set_mesh(run.mesh):
-        step, state = build.jit_train_step(run), build.init(run)
-        measure = lambda: evaluate.evaluate_split(  # noqa: E731
-            run, jax.jit(run.eval_step), build.weights(state, "raw"), source
-        )
-        first = measure()
-        batches = build.batches(run, run.source)
-        for _ in range(60):
-            state, _ = step(state, next(batches))
-        batches.close()
-        last = measure()
-    assert first["exact_match"] < 0.5 and last["exact_match"] == last["f1"] == 1.0
+        batch = next(build.batches(run, source, one_pass=True))
+        assert len(batch["tokens"].sharding.device_set) == 8
+        sums = jax.jit(run.eval_step)(build.weights(build.init(run), "raw"), batch)
+    assert sums["_spans"][0].sharding.is_fully_replicated
+
+
+def test_generate_answers_where_the_passage_says_so(folder):
+    prompts = [f"?\t{PASSAGE % 'blue'}", f"?\t{PASSAGE % 'gold'}" + " It is said." * 40]
+    first, second = generate.generate(folder, prompts)
+    assert first["text"] == "blue" and first["start"] == (PASSAGE % "blue").rindex("blue")
+    assert prompts[1].split("\t")[1][second["start"] :].startswith(second["text"])
+    assert set(first) == {"prompt", "text", "start", "score"}
+    never = ["config.task.unanswerable=True", "config.task.threshold=-1000.0"]
+    assert next(generate.generate(folder, prompts[:1], overrides=never))["start"] is None
+    with pytest.raises(InputError, match="'red' is not QUESTION, a tab and a PASSAGE"):
+        list(generate.generate(folder, ["red"]))
