@@ -49,8 +49,9 @@ def generate(
       without an answer "text" is empty and "start" None.
 
     A result depends on its prompt, the seed and its place in the order, not on the other prompts.
-    `max_tokens` None: what the context has room for, and of span the task's max_answer. Raises InputError for a prompt that leaves no
-    room, a character the tokenizer does not know, or sampling numbers out of range.
+    `max_tokens` None: what the context has room for, and of span the task's max_answer. Raises
+    InputError for a prompt that leaves no room, a character the tokenizer does not know, or
+    sampling numbers out of range.
     """
     prompts = list(prompts)
     hints = typing.get_type_hints(generate, include_extras=True)

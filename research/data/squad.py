@@ -101,8 +101,9 @@ def _stdlib(split: str, documents: int = 40, longest: int = 400) -> Quiz:
         with warnings.catch_warnings():  # of the library's own escapes
             warnings.simplefilter("ignore")
             nodes = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)]
+        lines = text.split("\n")
         for node in nodes:
-            passage = (ast.get_source_segment(text, node) or "")[:longest]
+            passage = "\n".join(lines[node.lineno - 1 : node.end_lineno]).strip()[:longest]
             answer = (ast.get_docstring(node) or "").split("\n")[0][:60].strip()
             start = passage.find(answer)
             if not answer or start < 0:
