@@ -44,7 +44,7 @@ def evaluate_split(
         raise InputError("the evaluation split is empty; check config.eval.split and the data")
     # Arrays, whose names begin with "_", are sums for the report alone.
     means = {n: float(x / weight) for n, (x, weight) in totals.items() if not n.startswith("_")}
-    return means | run.task.report(totals, source.info)
+    return means | run.task.report(totals, source.info | {"gold": source.gold})
 
 
 def evaluate(

@@ -1,5 +1,5 @@
 """Answers from a trained workdir, prompt by prompt, jitted: texts are continued, answered or
-translated, masks filled, classes named, as the run's task has it."""
+translated, masks filled, classes named, answers found in passages, as the run's task has it."""
 
 import functools
 import typing
@@ -12,13 +12,15 @@ import numpy as np
 from research import build, workdir
 from research import config as config_lib
 from research.arguments import Count, InputError, NonNegative, Range, Seed, Size, check
-from research.data import sentences
+from research.data import questions, sentences
 from research.data import tokenizer as tokenizer_lib
 from research.data.corrupt import pair
 from research.decode import fill, sample
 from research.evaluate import restore_weights
+from research.tasks import span
 
 MASK = "[MASK]"  # stands for a token to be filled in
+WINDOWS = 8  # of a passage at a time
 
 
 def generate(
@@ -42,10 +44,14 @@ def generate(
     - seq2seq: the same, what the prompt becomes: its translation, its answer, its lost spans.
     - masked_lm: "text" with each [MASK] filled, and for each the five likeliest "candidates".
     - classify: "label" and "probabilities"; the sentences of a pair are separated by a tab.
+    - span: QUESTION, a tab and a PASSAGE give the "text" of the answer there, the character at
+      which it has its "start", and as "score" how far its logits are above those of no answer;
+      without an answer "text" is empty and "start" None.
 
     A result depends on its prompt, the seed and its place in the order, not on the other prompts.
-    `max_tokens` None: what the context has room for. Raises InputError for a prompt that leaves no
-    room, a character the tokenizer does not know, or sampling numbers out of range.
+    `max_tokens` None: what the context has room for, and of span the task's max_answer. Raises
+    InputError for a prompt that leaves no room, a character the tokenizer does not know, or
+    sampling numbers out of range.
     """
     prompts = list(prompts)
     hints = typing.get_type_hints(generate, include_extras=True)
@@ -188,11 +194,51 @@ def _classified(
     return prepare
 
 
+def _found(
+    run: Any, tokenizer: Any, prompts: list[str], max_tokens: int | None, numbers: dict
+) -> Callable:
+    data, task = run.config.data, run.config.task
+    pairs = [prompt.split("\t", 1) for prompt in prompts]
+    for prompt, pair_ in zip(prompts, pairs, strict=True):
+        if len(pair_) < 2 or not pair_[1].strip():
+            raise InputError(f"the prompt {prompt[:40]!r} is not QUESTION, a tab and a PASSAGE")
+    asked, passages = [one[0] for one in pairs], [one[1] for one in pairs]
+    sizes, each = (data.context, data.stride, data.max_question), list(range(len(pairs)))
+    texts, _ = questions.tokenise(passages, asked, each, *sizes, tokenizer)
+    names, longest = ("tokens", "segments", "types"), max_tokens or task.max_answer
+
+    @jax.jit
+    def search(variables: dict, row: dict) -> jax.Array:
+        inputs = (row["tokens"], row["segments"], None, row["types"])
+        logits = run.model.apply(variables, *inputs)[0]
+        return span.search(logits, row["types"], longest)
+
+    def answer(variables: dict, chosen: range, keys: jax.Array) -> list[dict]:
+        results = []
+        for question in chosen:
+            starts = texts.starts(question)
+            found = []
+            for begin in range(0, len(starts), WINDOWS):
+                rows = [texts.row(question, at) for at in starts[begin : begin + WINDOWS]]
+                rows += rows[-1:] * (WINDOWS - len(rows))  # one shape, one compilation
+                stacked = {name: np.stack([row[name] for row in rows]) for name in names}
+                found.append(np.asarray(search(variables, stacked)))
+            row, start, end, score = span.choose(np.concatenate(found)[: len(starts)])
+            text, at = texts.text(question, starts[row], start, end)
+            if task.unanswerable and score < -task.threshold:
+                text, at = "", None
+            results.append({"text": text, "start": at, "score": score})
+        return results
+
+    return lambda info: answer
+
+
 ANSWERS = {
     "causal_lm": _continued,
     "seq2seq": _answered,
     "masked_lm": _filled,
     "classify": _classified,
+    "span": _found,
 }
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from research import build, hosts, signing, workdir
 from research import config as config_lib
@@ -45,8 +46,10 @@ def refuse(
             f"--profile={profile[0]}:{profile[1]} is not within steps {start + 1} to {config.steps}"
         )
     if config.checkpoint.best:
-        sums = jax.eval_shape(run.eval_step, build.weights(run.abstract, "raw"), run.source.spec)
-        names = {*sums, *run.task.report(dict.fromkeys(sums, (1.0, 1.0)), validation.info)}
+        sums = jax.eval_shape(run.eval_step, build.weights(run.abstract, "raw"), validation.spec)
+        ones = jax.tree.map(lambda leaf: np.ones(leaf.shape), sums)
+        info = validation.info | {"gold": validation.gold}
+        names = {*sums, *run.task.report(ones, info)}
         if config.checkpoint.best not in names:
             raise InputError(
                 f"config.checkpoint.best={config.checkpoint.best!r} is not measured"

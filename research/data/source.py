@@ -44,6 +44,7 @@ class Source(NamedTuple):
     batches: Callable[..., Iterator[Batch]]  # as make_batches returns it
     rows: Callable[[int], list[int]]  # the examples of the global batch after `step` steps
     tokenizer: Any = None
+    gold: Any = None  # what a task's report judges by beyond numbers: the right answers
 
 
 def make_batches(

@@ -52,10 +52,7 @@ class Tokenizer(NamedTuple):
         """Returns the ids of each text, int32; a package's begin with what its model expects there
         (<s>), and names of special tokens in a text are spelled, not obeyed. Raises InputError for
         what has no id."""
-        try:
-            data = [text.encode("utf-8") for text in texts]
-        except UnicodeEncodeError as error:
-            raise InputError(f"the text is not Unicode ({error}); give UTF-8 text") from None
+        data = _utf8(texts)
         if self.kind == "bytes":
             return [np.frombuffer(item, np.uint8).astype(np.int32) for item in data]
         if self.kind in ("bpe", "package"):
@@ -64,6 +61,26 @@ class Tokenizer(NamedTuple):
             # Some end each text themselves: here that is for those to do who know it is over.
             return [row[:-1] if len(row) and row[-1] == self.end else row for row in rows]
         return [self._find(text) for text in texts]
+
+    def locate(self, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Returns for each text its ids, without what a package's model expects around them, and
+        spans (t, 2) int32: the characters from which to which each token stands. A character that
+        is several tokens belongs whole to each."""
+        if self.kind in ("bpe", "package"):
+            _utf8(texts)
+            found = []
+            for encoding in _package_tokenizer(self.vocabulary).encode_batch(texts):
+                kept = np.array(encoding.special_tokens_mask, bool) == 0
+                ids = np.array(encoding.ids, np.int32)[kept]
+                found.append((ids, np.array(encoding.offsets, np.int32).reshape(-1, 2)[kept]))
+            return found
+        found = []
+        for text, ids in zip(texts, self.encode(texts), strict=True):
+            place = np.arange(len(text), dtype=np.int32)
+            if self.kind == "bytes":
+                place = np.repeat(place, [len(character.encode()) for character in text])
+            found.append((ids, np.stack([place, place + 1], 1)))
+        return found
 
     def _find(self, text: str) -> np.ndarray:
         known, points = (
@@ -92,6 +109,13 @@ class Tokenizer(NamedTuple):
     def save(self, path: str) -> None:
         """Writes one JSON file."""
         epath.Path(path).write_text(json.dumps(self._asdict()))
+
+
+def _utf8(texts: list[str]) -> list[bytes]:
+    try:
+        return [text.encode("utf-8") for text in texts]
+    except UnicodeEncodeError as error:
+        raise InputError(f"the text is not Unicode ({error}); give UTF-8 text") from None
 
 
 def load(path: str) -> Tokenizer:

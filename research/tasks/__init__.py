@@ -1,7 +1,8 @@
 """make(**config) -> Task(loss, report).
 
 loss(model, variables, batch, key, train) -> (loss_sum, weight), Aux(model_state, metrics)
-report(totals, info) -> numbers of a whole split, from summed metrics and what the data says of it
+report(totals, info) -> numbers of a whole split, from summed metrics and what the data says of it,
+    with the right answers as info["gold"] where the data has them as more than numbers
 
 A loss and every metric is a (sum, weight) pair: pairs add exactly over micro-batches, devices,
 hosts and evaluation batches.
