@@ -37,8 +37,9 @@ AVERAGED = re.compile(r"^(ema/params|ema/model_state|frozen/params)/")
 # What a model computes beside its shapes. Nobody changes the first on purpose; the others may be
 # part of a plan (a longer context, a head of its own), and are said; the last are free.
 FIXED = ("norm", "norm_epsilon", "mlp", "bias")
-SAID = ("positions", "rope_theta", "tie_embeddings", "window", "base_width")
-FREE = ("head", "labels", "dropout", "attention", "remat", "scan", "unroll")
+SAID = ("head", "positions", "rope_theta", "max_distance", "tie_embeddings", "window", "top_k")
+SAID += ("capacity", "base_width")
+FREE = ("labels", "dropout", "attention", "remat", "scan", "unroll")
 
 Plan = dict[str, tuple[str, str | None]]  # of each path: what happens to it, and its source
 

@@ -288,8 +288,9 @@ def test_experts_of_all_layers_are_taken_on_any_mesh(scan, mixture, text, tmp_pa
 def test_single_experts_are_skipped_and_moved(mixture, text, tmp_path):
     rules = ((r"layers/0/moe/experts/1/", "skip"), (r"(experts)/2/(up)", r"layers/0/moe/\1/0/\2"))
     config = load(text, f"config.init_from=hf:{mixture[0]}", EXPERTS, *SPLIT,
-                  f"config.init_rules={rules}")  # fmt: skip
+                  f"config.init_rules={rules}", "config.model.top_k=3")  # fmt: skip
     _, state, report = state_of(config, tmp_path)
+    assert len(report["notes"]) == 1 and "top_k=3" in report["notes"][0]
     ours, theirs = one_layer_paths(state.params), one_layer_paths(mixture[1])
     fresh = one_layer_paths(build.init(build.build(config)).params)
     one, moved = "layers/0/moe/experts/1/up", "layers/1/moe/experts/2/up"
@@ -333,6 +334,7 @@ def test_a_bert_of_another_head_gives_what_has_a_place(text, tmp_path):
     others = {"pooler/kernel", "pooler/kernel_bias", "classifier/kernel", "classifier/kernel_bias"}
     equal(one_layer_paths(state.params), {k: v for k, v in theirs.items() if k not in others})
     assert set(report["unused"]) == others
+    assert len(report["notes"]) == 1 and "head=mlm, but hf:" in report["notes"][0]
     written = json.loads((tmp_path / "hf" / "config.json").read_text())
     written["architectures"] = ["BertForMaskedLM"]
     (tmp_path / "hf" / "config.json").write_text(json.dumps(written))
