@@ -84,6 +84,8 @@ def _own(eqn: Any) -> int:
     if name == "dot_general":
         (contracted, _), _ = eqn.params["dimension_numbers"]
         return 2 * outputs * math.prod(shapes[0][axis] for axis in contracted)
+    if name.startswith("ragged_dot"):  # each row meets the matrix of its group
+        return 2 * outputs * shapes[0][-1]
     if name == "conv_general_dilated":
         taps = math.prod(shapes[1][i] for i in eqn.params["dimension_numbers"].rhs_spec[1:])
         # A dilated input is mostly zeros: a transposed convolution costs what its forward does.

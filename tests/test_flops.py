@@ -170,3 +170,9 @@ def test_a_transformer_obeys_6n_plus_12ltd_per_token():
 )
 def test_peak_of_a_device(kind, flops):
     assert peak(SimpleNamespace(device_kind=kind)) == flops
+
+
+def test_products_of_groups_count_each_row_once():
+    sizes = jnp.array([2, 1, 3])
+    product = lambda x, w: jax.lax.ragged_dot(x, w, sizes)  # noqa: E731
+    assert count(product, jnp.ones((6, 4)), jnp.ones((3, 4, 5))).total == 2 * 6 * 4 * 5
