@@ -92,7 +92,7 @@ def swa(start: Size | None = None, every: Count = 1) -> None:
 def lora(
     rank: Count | None = None,
     alpha: Positive = 16.0,
-    targets: tuple = (r"attention/[qkv]$", r"attention/out$"),
+    targets: tuple = (r"(attention|cross)/([qkv]|out)$",),
     train: tuple = (),
 ) -> None:
     """Low-rank adapters (None: off) at the weights that match a regex of `targets`; what matches

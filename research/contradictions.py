@@ -29,6 +29,7 @@ def refuse(config: dict) -> None:
     _averages(config)
     _order(config["optim"]["chain"])
     _gradients(config)
+    _heads(config)
     _schedule_free(config)
     _mup(config)
     if config["init_rules"] and not config["init_from"]:
@@ -68,6 +69,16 @@ def _order(chain: tuple[str, ...]) -> None:
     for name in behind:
         if name.startswith("clip"):
             raise InputError(f"{where}: {name} belongs in front of lr")
+
+
+# What a task reads of BERT: with another head it would fail late, or compute nonsense.
+HEADS = {"masked_lm": "mlm", "classify": "classify", "span": "span"}
+
+
+def _heads(config: dict) -> None:
+    name, head = config["task"]["name"], config["model"].get("head")
+    if config["model"]["name"] == "bert" and HEADS.get(name) not in (None, head):
+        raise InputError(f"config.model.head={head} is not what task {name} reads: {HEADS[name]}")
 
 
 def _gradients(config: dict) -> None:

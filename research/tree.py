@@ -3,7 +3,8 @@
 A leaf under a key `layers` or `experts` that no index follows holds all of them, stacked on an axis
 each: `layers/attn/q` of shape (12, ...), `layers/moe/experts/up` of shape (12, 8, ...). Rules
 address it as if unrolled, `layers/3/moe/experts/5/up`, so that one rule means the same for a
-scanned and an unrolled model.
+scanned and an unrolled model. Of layers whose kinds take turns, `layers/turn1of2/mlp/up` holds
+layers 1, 3, 5, ...
 """
 
 import re
@@ -106,7 +107,7 @@ def stacked_axes(path: str) -> int:
 
 # Parameters that map several axes onto others: how many of the first ones are contracted with the
 # input. Whatever is not named here contracts one axis, a convolution all but the last.
-INPUT_AXES = ((r"(attention|cross)/out$", 2),)
+INPUT_AXES = ((r"(attention|cross)/out(/a)?$", 2),)
 
 
 def input_axes(path: str, ndim: int) -> int:
@@ -124,7 +125,8 @@ def unrolled_paths(path: str, leaf: Any) -> list[str]:
             for name in names
             for index in range(size)
         ]
-    return names
+    layer = lambda found: f"layers/{int(found[1]) * int(found[3]) + int(found[2])}/"  # noqa: E731
+    return [re.sub(r"layers/(\d+)/turn(\d+)of(\d+)/", layer, name) for name in names]
 
 
 def unrolled_places(path: str, leaf: Any) -> list[tuple[str, tuple[int, ...]]]:

@@ -44,7 +44,8 @@ def mask(
     changed = tokens.copy()
     changed[chosen[kind < 0.8]] = codec.vocab_size
     others = chosen[(kind >= 0.8) & (kind < 0.9)]
-    changed[others] = random.integers(codec.end, size=len(others))
+    drawn = random.integers(codec.vocab_size - 1, size=len(others))
+    changed[others] = drawn + (drawn >= codec.end)
     weight = np.zeros_like(row["weight"])
     weight[chosen] = 1
     return row | {"tokens": changed, "targets": tokens, "weight": weight}
@@ -75,7 +76,7 @@ def _whole_words(
 @functools.lru_cache(maxsize=4)
 def _alphanumeric(codec: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """Returns whether the text of each id begins, and ends, inside a word."""
-    texts = [codec.decode([i]) for i in range(codec.end)] + [" "]
+    texts = [" " if i == codec.end else codec.decode([i]) for i in range(codec.vocab_size)]
     begins = np.array([text[:1].isalnum() or text.startswith("##") for text in texts])
     return begins, np.array([text[-1:].isalnum() for text in texts])
 
@@ -106,6 +107,7 @@ def spans(
     up: the inputs. The targets are each sentinel and what it stands for. Both finish with `end`."""
     row = row(index, epoch, random)
     tokens = row["tokens"][row["weight"] > 0]
+    tokens = tokens[tokens != codec.end]  # which would end a target too early
     width, height, _ = span_shapes(context, rate, mean)
     if len(tokens) < 2:  # the last row of a split may be a single token
         inputs, targets = tokens, tokens[:0]

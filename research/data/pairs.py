@@ -50,7 +50,7 @@ def make(
     def held(_: str) -> Records:
         train = found if split == "train" else table.read(path, "train", columns, fields)
         texts = [row[name] for row in train.rows for name in fields]
-        return Records(len(texts), str, texts.__getitem__, train.fingerprint)
+        return Records(len(texts), str, texts.__getitem__, digest(train.fingerprint, fields))
 
     root = Path(cache or os.environ.get("ANNEAL_CACHE") or "~/.cache/anneal").expanduser()
     codec = learn_tokenizer(held, tokenizer, vocab_size, tokenizer_path, root, 0)

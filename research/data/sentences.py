@@ -52,6 +52,8 @@ def make(
     fields = (text, label) if pair is None else (text, pair, label)
     found = table.read(path, split, columns, fields)
     train = found if split == "train" else table.read(path, "train", columns, fields)
+    if context < 4:
+        raise InputError(f"context={context} has no room for a text; expected at least 4")
     if not found.rows or not train.rows:
         raise InputError(f"{path} has no rows for split {split}")
     classes = sorted({row[label] for row in train.rows}, key=_order)
@@ -64,7 +66,8 @@ def make(
             )
     root = Path(cache or os.environ.get("ANNEAL_CACHE") or "~/.cache/anneal").expanduser()
     texts = [row[name] for row in train.rows for name in fields[:-1]]
-    held = Records(len(texts), str, texts.__getitem__, train.fingerprint)
+    read = digest(train.fingerprint, fields)
+    held = Records(len(texts), str, texts.__getitem__, read)
     codec = learn_tokenizer(lambda _: held, tokenizer, vocab_size, tokenizer_path, root, 0)
     first = codec.encode([row[text] for row in found.rows])
     second = codec.encode([row[pair] for row in found.rows]) if pair else None
@@ -79,6 +82,7 @@ def make(
     order = dict(seed=seed, shuffle=split == "train", repeat=split == "train", workers=workers)
     batches, rows = make_batches(make_row, len(labels), spec=spec, batch=batch, **order)
     info = dict(labels=len(classes), classes=classes, context=context)
+    info["num_types"] = 1 if pair is None else 2
     info |= dict(vocab_size=codec.vocab_size + SPECIAL, tokenizer=codec.kind)
     info["tokenizer_fingerprint"] = codec.fingerprint
     info["fingerprint"] = digest(found.fingerprint, codec.fingerprint, context, fields, classes)

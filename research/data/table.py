@@ -106,12 +106,12 @@ def _table(
     names: list[str] = []
     if suffix in (".jsonl", ".json"):
         rows = []
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-                rows.append({key: str(value) for key, value in row.items()})
+                rows.append({k: str(value) for k, value in row.items() if value is not None})
             except (ValueError, AttributeError):
                 raise InputError(f"{file}:{number} is not a JSON object on one line") from None
             names.append(f"{file}:{number}")

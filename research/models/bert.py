@@ -188,6 +188,9 @@ class BERT(nnx.Module):
         segment only, so that packed texts stay apart. `types_bt` tell sentence A (0) from B (1)."""
         a = self.arguments
         key = key if train else None
+        if positions_bt is None and tokens_bt.shape[1] > a["context"]:
+            length = tokens_bt.shape[1]
+            raise InputError(f"{length} tokens do not fit the context of {a['context']}; cut them")
         if positions_bt is None:
             positions_bt = jnp.broadcast_to(jnp.arange(tokens_bt.shape[1]), tokens_bt.shape)
         types_bt = jnp.zeros_like(tokens_bt) if types_bt is None else types_bt

@@ -5,8 +5,9 @@
 - capacity c: an expert takes at most c x top_k x t / e tokens of a text of t, in their order; the
   others pass by (Switch, arXiv:2101.03961). All shapes are static, and so are all-to-alls.
 
-What the router did stays in the model's state as a Routing: tasks turn it into the balance and
-z losses and into metrics (tasks/__init__.py). Nothing of it depends on where accumulation cuts.
+With a cache, that is while generating, nothing is dropped: a text may not depend on its neighbours.
+What the router did with a batch stays in the model's state as a Routing: tasks turn it into the
+balance and z losses and into metrics (tasks/__init__.py).
 Shape suffixes: as in layers.py, and e experts, c capacity, n (token, choice) pairs.
 """
 
@@ -82,9 +83,12 @@ class Experts(nnx.Module):
         self.z = Routing(jnp.zeros(()))  # mean square of log sum exp of the router's logits
         self.dropped = Routing(jnp.zeros(()))  # share of the choices that found no room
 
-    def __call__(self, x_btd: Array, segments_bt: Array | None, *, train: bool) -> Array:
+    def __call__(
+        self, x_btd: Array, segments_bt: Array | None, *, train: bool, cached: bool = False
+    ) -> Array:
         """Returns (b, t, d); tokens of segment 0, the padding, are not counted and take no room."""
-        logits_bte = wide_einsum("btd,de->bte", x_btd, self.router[...].astype(x_btd.dtype))
+        # In float32, as Switch asks for: rounding would choose other experts.
+        logits_bte = wide_einsum("btd,de->bte", wide(x_btd), wide(self.router[...]))
         probability_bte = jax.nn.softmax(logits_bte)
         gates_btk, chosen_btk = jax.lax.top_k(probability_bte, self.top_k)
         if self.top_k > 1:
@@ -95,7 +99,7 @@ class Experts(nnx.Module):
         self.load[...] = taken_btke.sum((0, 1, 2)) / tokens
         self.importance[...] = (probability_bte * real_bt[..., None]).sum((0, 1)) / tokens
         self.z[...] = ((jax.nn.logsumexp(logits_bte, -1) ** 2) * real_bt).sum() / tokens
-        if self.capacity is None:
+        if self.capacity is None or cached:
             return self._dropless(x_btd, gates_btk, chosen_btk)
         y_btd, kept = self._within_capacity(x_btd, gates_btk, taken_btke, train)
         self.dropped[...] = 1 - kept / (tokens * self.top_k)
@@ -108,14 +112,14 @@ class Experts(nnx.Module):
         batch, length, width = x_btd.shape
         pairs = length * self.top_k
         room = min(length, max(1, int(self.capacity * pairs / self.count)))
-        # First choices of all tokens come before second ones, earlier tokens before later ones.
-        taken_bne = taken_btke.swapaxes(1, 2).reshape(batch, pairs, self.count)
+        # Earlier tokens come first, so that no token's place depends on those after it.
+        taken_bne = taken_btke.reshape(batch, pairs, self.count)
         place_bne = jnp.where(taken_bne > 0, jnp.cumsum(taken_bne, 1) - 1, room).astype(jnp.int32)
         place_bn = place_bne.min(-1)  # of the one expert it chose; `room` and beyond: dropped
         expert_bn = taken_bne.argmax(-1)
         kept_bn = place_bn < room
         slot_bn = jnp.where(kept_bn, expert_bn * room + place_bn, self.count * room)
-        token_n = jnp.tile(jnp.arange(length), self.top_k)
+        token_n = jnp.repeat(jnp.arange(length), self.top_k)
         row = lambda slots: jnp.full(self.count * room + 1, length).at[slots].set(token_n)  # noqa: E731
         source_bs = jax.vmap(row)(slot_bn)[:, :-1]  # which token fills a slot; `length` is a zero
         padded = jnp.pad(x_btd, ((0, 0), (0, 1), (0, 0)))
@@ -133,7 +137,7 @@ class Experts(nnx.Module):
         y_bsd = constrain(y_becd.reshape(batch, -1, width), "batch", None, None)
         y_bsd = jnp.pad(y_bsd, ((0, 0), (0, 1), (0, 0)))
         y_bnd = jnp.take_along_axis(y_bsd, slot_bn[..., None], 1)
-        y_btkd = y_bnd.reshape(batch, self.top_k, length, width).swapaxes(1, 2)
+        y_btkd = y_bnd.reshape(batch, length, self.top_k, width)
         y_btd = (wide(y_btkd) * gates_btk[..., None]).sum(2).astype(x_btd.dtype)
         return y_btd, kept_bn.sum()
 
@@ -161,7 +165,10 @@ class Experts(nnx.Module):
             axis_names=set(axes),
             check_vma=False,
         )
-        return divided(x_btd, gates_btk, chosen_btk, up, gate, down)
+        # A batch that does not divide (a few prompts) is padded: shard_map takes no other.
+        rows, missing = len(x_btd), -len(x_btd) % mesh.shards()[0]
+        pad = lambda x: jnp.pad(x, ((0, missing), (0, 0), (0, 0)))  # noqa: E731
+        return divided(pad(x_btd), pad(gates_btk), pad(chosen_btk), up, gate, down)[:rows]
 
 
 def _grouped(
@@ -192,13 +199,14 @@ def _grouped(
     order_n = jnp.argsort(chosen_n, stable=True)
     sizes_e = jnp.bincount(chosen_n, length=count + 1)[:count].astype(jnp.int32)
     dot = partial(jax.lax.ragged_dot, group_sizes=sizes_e, precision=exactness(up_edf.dtype))
-    x_nd = x_td.astype(up_edf.dtype)[order_n // top_k]
+    own_n1 = (chosen_n < count)[order_n, None]
+    x_nd = jnp.where(own_n1, x_td.astype(up_edf.dtype)[order_n // top_k], 0)
     h_nf = dot(x_nd, up_edf)
     if gate_edf is not None:
         h_nf = h_nf * activate(kind, dot(x_nd, gate_edf))
     else:
         h_nf = activate(kind, h_nf)
-    y_nd = jnp.where((chosen_n < count)[order_n, None], dot(h_nf, down_efd), 0)
+    y_nd = jnp.where(own_n1, dot(h_nf, down_efd), 0)
     y_nd = wide(y_nd) * gates_n[order_n, None]
     # Back in the order of the tokens: a gather, whose sum has one order on every device.
     y_td = y_nd[jnp.argsort(order_n)].reshape(-1, top_k, width).sum(1)

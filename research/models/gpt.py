@@ -93,6 +93,10 @@ def make(
     if experts is not None and (bias or top_k > experts):
         problem = "bias=True: experts have no biases; set bias=False"
         raise InputError(f"top_k={top_k} of experts={experts}" if not bias else problem)
+    if experts is None and capacity is not None:
+        raise InputError(f"capacity={capacity} without experts; set experts, or leave it out")
+    if experts is not None and base_width is not None:
+        raise InputError("base_width (muP) has no rule for a router; leave out experts or it")
     if base_width is not None and base_width % num_heads:
         raise InputError(f"base_width={base_width} does not divide into num_heads={num_heads}")
     gated = -(-width * 8 // 3 // 64) * 64
@@ -141,7 +145,8 @@ class Block(nnx.Module):
         x_btd = x_btd + dropout(y, self.rate.value, keys[0])
         y = self.norm2(x_btd)
         if hasattr(self, "moe"):
-            y = self.moe(y, attention["segments_bt"], train=train)
+            segments_bt, cached = attention["segments_bt"], cache is not None
+            y = self.moe(y, segments_bt, train=train, cached=cached)
         else:
             y = self.mlp(y, train=train)
         x_btd = x_btd + dropout(y, self.rate.value, keys[1])

@@ -4,7 +4,7 @@
     x, cache = run(layers, x, keys, cache, dict(train=True), scan=True)
 
 A scanned model compiles as fast with 80 layers as with 2. Where kinds of layers alternate, with
-`period` of them, a stack holds groups: `layers/turn1/...` are every second layer's.
+`period` of them, a stack holds groups: `layers/turn1of2/...` are every second layer's.
 """
 
 from collections.abc import Callable
@@ -28,13 +28,17 @@ class Group(nnx.Module):
 
     def __init__(self, make: Callable, keys: Array) -> None:
         for turn in range(len(keys)):
-            setattr(self, f"turn{turn}", make(nnx.Rngs(keys[turn]), turn))
+            setattr(self, f"turn{turn}of{len(keys)}", make(nnx.Rngs(keys[turn]), turn))
         self.period = len(keys)
+
+    def turns(self) -> list[Any]:
+        """Returns the layers, in their order."""
+        return [getattr(self, f"turn{turn}of{self.period}") for turn in range(self.period)]
 
     def __call__(self, x: Array, keys: Array | None, cache: Any, **call: Any) -> tuple[Array, Any]:
         caches = []
-        for turn in range(self.period):
-            x, new = getattr(self, f"turn{turn}")(x, _at(keys, turn), _at(cache, turn), **call)
+        for turn, layer in enumerate(self.turns()):
+            x, new = layer(x, _at(keys, turn), _at(cache, turn), **call)
             caches.append(new)
         return x, _stacked(caches)
 
@@ -107,7 +111,7 @@ def collect(layers: Any, function: Callable[[Any], Any], *, scan: bool) -> Any:
         block = nnx.merge(graphdef, *layer)
         if not isinstance(block, Group):
             return None, function(block)
-        return None, _stacked([function(getattr(block, f"turn{i}")) for i in range(block.period)])
+        return None, _stacked([function(layer) for layer in block.turns()])
 
     found = jax.lax.scan(one, None, (params, state))[1]
     if isinstance(layers, Group):

@@ -146,7 +146,7 @@ class Block(nnx.Module):
             x_btd = x_btd + dropout(y, self.rate.value, keys[1])
         y = self.norm3(x_btd)
         y = (
-            self.moe(y, segments_bt, train=train)
+            self.moe(y, segments_bt, train=train, cached=cache is not None)
             if hasattr(self, "moe")
             else self.mlp(y, train=train)
         )

@@ -88,7 +88,9 @@ def test_spans_give_the_text_back(words):
     width, height, count = corrupt.span_shapes(64, 0.15, 3.0)
     assert batch["inputs"].shape[1] == width and batch["targets"].shape[1] == height
     plain = take(source(words, objective="next"), 20)
-    whole = [row[on > 0] for row, on in zip(plain["tokens"], plain["weight"], strict=True)]
+    # An `end` in the middle would end a target too early: spans leave it out.
+    rows = zip(plain["tokens"], plain["weight"], strict=True)
+    whole = [row[(on > 0) & (row != 256)] for row, on in rows]
     lengths = []
     for inputs, on, targets, real, text_ in zip(
         batch["inputs"], batch["input_segments"], batch["targets"], batch["weight"], whole,
@@ -118,3 +120,15 @@ def test_a_row_of_a_single_token_is_left_whole():
     row = lambda *_: {"tokens": np.array([7, 0]), "weight": np.array([1.0, 0])}  # noqa: E731
     made = corrupt.spans(row, codec, 16, 0.15, 3.0, 0, 0, np.random.default_rng(0))
     assert made["inputs"][:2].tolist() == [7, 256] and made["weight"].sum() == 1
+
+
+def test_random_tokens_are_drawn_from_all_ids_but_the_end():
+    """Of a package's tokenizer the `end` may be any id."""
+
+    class Codec:
+        vocab_size, end = 10, 3
+
+    row = lambda *_: {"tokens": np.full(4_000, 5), "weight": np.ones(4_000)}  # noqa: E731
+    made = corrupt.mask(row, Codec, 0.5, False, 0, 0, np.random.default_rng(0))
+    seen = set(made["tokens"][made["weight"] > 0].tolist())
+    assert seen == {0, 1, 2, 4, 5, 6, 7, 8, 9, 10}

@@ -225,3 +225,22 @@ def test_f1_and_matthews_equal_their_definitions():
 def test_sizes_that_do_not_fit_are_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_layers_that_take_turns_are_addressed_as_if_unrolled():
+    scanned, plain = (t5.make(**SWITCH, scan=scan) for scan in (True, False))
+    paths = []
+    for model in (scanned, plain):
+        params = jax.eval_shape(model.init, jax.random.key(0))["params"]
+        leaves = tree.flatten(params).items()
+        paths.append(
+            sorted(name for path, leaf in leaves for name in tree.unrolled_paths(path, leaf))
+        )
+    assert paths[0] == paths[1]
+    assert any(name.startswith("encoder/layers/3/moe/experts/2/") for name in paths[0])
+
+
+def test_a_text_beyond_the_positions_is_refused():
+    model = bert.make(**BERT)
+    with pytest.raises(InputError, match="17 tokens do not fit the context of 16"):
+        jax.eval_shape(model.apply, model.init(jax.random.key(0)), jnp.zeros((1, 17), int))

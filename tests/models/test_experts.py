@@ -52,8 +52,8 @@ def reference(moe, x, segments=None):
         p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
         chosen = np.argsort(-p, axis=-1)[:, : moe.top_k]
         served = np.zeros(moe.count, int)
-        for k in range(moe.top_k):
-            for t in range(x.shape[1]):
+        for t in range(x.shape[1]):
+            for k in range(moe.top_k):
                 e = chosen[t, k]
                 if segments is not None and segments[b, t] == 0:
                     continue
@@ -186,9 +186,44 @@ def test_rules_and_layerwise_optimizers_see_each_expert():
     [
         (dict(top_k=5), "top_k=5 of experts=4"),
         (dict(bias=True), "experts have no biases"),
+        (dict(experts=None, capacity=1.0), "without experts"),
+        (dict(base_width=16), "no rule for a router"),
         (dict(precision="fp8"), "products of experts have no such form"),
     ],
 )
 def test_what_experts_cannot_do_is_refused(change, message):
     with pytest.raises(InputError, match=message):
         gpt.make(**(MIXTRAL | change))
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_what_comes_later_drops_nothing_before_it(top_k):
+    model = gpt.make(**MIXTRAL, top_k=top_k, capacity=0.7)
+    variables = jax.tree.map(lambda x: x * 3, model.init(jax.random.key(0)))
+    tokens = jax.random.randint(jax.random.key(1), (4, 16), 0, 65)
+    logits = jax.jit(lambda tokens: model.apply(variables, tokens)[0][:, :8])
+    # By other tokens: a gradient does not see what is dropped.
+    np.testing.assert_allclose(logits(tokens), logits(tokens.at[:, 8:].set(3)), atol=1e-5)
+
+
+def test_a_cached_text_depends_on_no_padding():
+    model = gpt.make(**MIXTRAL, capacity=1.0)
+    variables = model.init(jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), (1, 16), 0, 65)
+
+    def states(tokens):
+        cache, _ = model.apply(variables, 1, 16, method="empty_cache")
+        where = jnp.arange(tokens.shape[1])[None]
+        return model.apply(variables, tokens, where, cache, method="decode_step")[0][0][:, :9]
+
+    np.testing.assert_allclose(states(tokens[:, :9]), states(tokens), atol=1e-5)
+
+
+def test_a_batch_that_does_not_divide_over_the_mesh_is_served():
+    model = gpt.make(**MIXTRAL)
+    variables = model.init(jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), (3, 16), 0, 65)
+    want, _ = model.apply(variables, tokens)
+    with jax.set_mesh(sharding.make_mesh({"data": None, "expert": 2})):
+        got = jax.jit(lambda tokens: model.apply(variables, tokens)[0])(tokens)
+    np.testing.assert_allclose(got[..., :65], want[..., :65], atol=1e-5)
