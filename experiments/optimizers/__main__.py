@@ -29,6 +29,8 @@ def main() -> None:
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     names = [name for name in DIRECTIONS if not arguments.only or name in arguments.only.split(",")]
+    if others := {run["steps"] for run in read()} - {arguments.steps}:
+        parser.error(f"runs.jsonl holds runs of {others} steps; give that number, or move it away")
     for name in names:
         done = {(run["peak"], run["seed"]) for run in read() if run["name"] == name}
         runs = None
