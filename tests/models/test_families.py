@@ -71,7 +71,7 @@ def compare(ours, theirs, segments, tolerance, decoder):
     np.testing.assert_allclose(ours, theirs, atol=tolerance * scale, rtol=0)
 
 
-# Not Switch on newer versions of jax: with these large, undivided scores one gradient of its first
+# Not Switch on newer versions of jax: with these large, undivided scores the gradient of its first
 # norm is 1.06e-4 of the scale off there. The formula is held in float64 below.
 CORE = ("bert_pretrain", "t5_v1.1", "mixtral")
 
