@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from research import tree
+from research.kernels.cross_entropy import cross_entropy
 
 
 class Aux(NamedTuple):
@@ -29,6 +30,33 @@ class Task(NamedTuple):
 
     loss: Callable
     report: Callable
+
+
+def predict_next(
+    hidden_btd: jax.Array,
+    head_dv: jax.Array,
+    model_state: Any,
+    batch: dict,
+    train: bool,
+    *,
+    vocab_size: int,
+    chunk: int | None,
+    label_smoothing: Any,
+    balance_loss: Any,
+    router_z_loss: Any,
+) -> tuple[tuple[jax.Array, jax.Array], Aux]:
+    """Returns the loss of a model's states on batch["targets"], by batch["weight"]: what causal
+    language models and decoders share. Smoothing and the router's losses count in training only."""
+    total, correct = cross_entropy(
+        *(hidden_btd, head_dv, batch["targets"], batch["weight"]),
+        vocab_size=vocab_size,
+        chunk=chunk,
+        label_smoothing=label_smoothing if train else 0.0,
+    )
+    weight = batch["weight"].sum()
+    extra, health = routing(model_state, weight, balance_loss, router_z_loss)
+    total = total + extra if train else total
+    return (total, weight), Aux(model_state, {"accuracy": (correct, weight)} | health)
 
 
 def routing(

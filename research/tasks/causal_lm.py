@@ -9,8 +9,7 @@ from typing import Any
 import jax
 
 from research.arguments import Count, Fraction, InputError, NonNegative
-from research.kernels.cross_entropy import cross_entropy
-from research.tasks import Aux, Task, routing
+from research.tasks import Aux, Task, predict_next
 
 
 def make(
@@ -34,16 +33,14 @@ def make(
         (hidden, head), model_state = model.apply(
             variables, *inputs, method="encode", key=key, train=train
         )
-        total, correct = cross_entropy(
-            *(hidden, head, batch["targets"], batch["weight"]),
+        return predict_next(
+            *(hidden, head, model_state, batch, train),
             vocab_size=vocab_size,
             chunk=chunk,
-            label_smoothing=label_smoothing if train else 0.0,
+            label_smoothing=label_smoothing,
+            balance_loss=balance_loss,
+            router_z_loss=router_z_loss,
         )
-        weight = batch["weight"].sum()
-        extra, health = routing(model_state, weight, balance_loss, router_z_loss)
-        total = total + extra if train else total
-        return (total, weight), Aux(model_state, {"accuracy": (correct, weight)} | health)
 
     return Task(loss, report)
 

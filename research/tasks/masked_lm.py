@@ -5,7 +5,6 @@ A batch holds tokens, targets, weight (1 where a token is to be predicted), segm
 only: of 512 positions at 15 %, 77.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 from research.arguments import Count, InputError
 from research.kernels.cross_entropy import cross_entropy
 from research.tasks import Aux, Task
+from research.tasks.causal_lm import report
 
 
 def make(vocab_size: Count | None = None, predictions: Count | None = None) -> Task:
@@ -38,9 +38,3 @@ def make(vocab_size: Count | None = None, predictions: Count | None = None) -> T
         return (total, weight), Aux(state, {"accuracy": (correct, weight)})
 
     return Task(loss, report)
-
-
-def report(totals: dict[str, tuple[float, float]], info: dict) -> dict[str, float]:
-    """Returns the perplexity of the masked tokens."""
-    nats, tokens = totals["loss"]
-    return {"perplexity": math.exp(min(nats / tokens, 700.0))}

@@ -4,14 +4,13 @@ A batch holds inputs, input_segments (b, s) and tokens, targets, segments, weigh
 data/corrupt.py's `pair` makes them: span corruption, translation, answers.
 """
 
-import math
 from typing import Any
 
 import jax
 
 from research.arguments import Count, Fraction, InputError, NonNegative
-from research.kernels.cross_entropy import cross_entropy
-from research.tasks import Aux, Task, routing
+from research.tasks import Aux, Task, predict_next
+from research.tasks.causal_lm import report
 
 
 def make(
@@ -32,21 +31,13 @@ def make(
         (hidden, head), model_state = model.apply(
             variables, *(batch[name] for name in names), method="hidden", key=key, train=train
         )
-        total, correct = cross_entropy(
-            *(hidden, head, batch["targets"], batch["weight"]),
+        return predict_next(
+            *(hidden, head, model_state, batch, train),
             vocab_size=vocab_size,
             chunk=chunk,
-            label_smoothing=label_smoothing if train else 0.0,
+            label_smoothing=label_smoothing,
+            balance_loss=balance_loss,
+            router_z_loss=router_z_loss,
         )
-        weight = batch["weight"].sum()
-        extra, health = routing(model_state, weight, balance_loss, router_z_loss)
-        total = total + extra if train else total
-        return (total, weight), Aux(model_state, {"accuracy": (correct, weight)} | health)
 
     return Task(loss, report)
-
-
-def report(totals: dict[str, tuple[float, float]], info: dict) -> dict[str, float]:
-    """Returns the perplexity of the targets' tokens."""
-    nats, tokens = totals["loss"]
-    return {"perplexity": math.exp(min(nats / tokens, 700.0))}
