@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from research.arguments import Count, InputError, Positive, Precision, Rate
-from research.kernels.matmul import compute_dtype, wide_einsum
+from research.kernels.matmul import compute_dtype
 from research.models.functional import Model, functional
 from research.models.layers import (
     MLP,
@@ -27,8 +27,11 @@ from research.models.layers import (
     constant,
     dropout,
     histories,
+    look_up,
+    padded_size,
     param,
     project,
+    vocab_logits,
 )
 from research.models.stack import Remat, run, stack
 from research.sharding import constrain
@@ -123,7 +126,7 @@ class BERT(nnx.Module):
     def __init__(self, *, rngs: nnx.Rngs, **arguments: Any) -> None:
         self.arguments = nnx.static(arguments)
         a, width = arguments, arguments["width"]
-        padded = -(-a["vocab_size"] // 128) * 128
+        padded = padded_size(a["vocab_size"])
         self.dtype = compute_dtype(a["precision"])
         self.embed = param(rngs, (padded, width), ("vocab", "embed"), STD)
         self.positions = param(rngs, (a["context"], width), ("positions", "embed"), STD)
@@ -162,9 +165,7 @@ class BERT(nnx.Module):
         head = self.arguments["head"]
         if head in ("mlm", "pretrain"):
             states, matrix = self.predict(hidden_btd, train=train)
-            logits = wide_einsum("btd,dv->btv", states, matrix.astype(states.dtype))
-            real = jnp.arange(logits.shape[-1]) < self.arguments["vocab_size"]
-            logits = jnp.where(real, logits, -jnp.inf)
+            logits = vocab_logits(states, matrix, self.arguments["vocab_size"])
             return (
                 (logits, self.classify(hidden_btd, train=train)) if head == "pretrain" else logits
             )
@@ -194,8 +195,7 @@ class BERT(nnx.Module):
         if positions_bt is None:
             positions_bt = jnp.broadcast_to(jnp.arange(tokens_bt.shape[1]), tokens_bt.shape)
         types_bt = jnp.zeros_like(tokens_bt) if types_bt is None else types_bt
-        # The gather needs whole rows: see gpt.py.
-        x = constrain(self.embed[...].astype(self.dtype), "vocab", None)[tokens_bt]
+        x = look_up(self.embed, tokens_bt, self.dtype)
         for table, index in ((self.positions, positions_bt), (self.types, types_bt)):
             x = x + constrain(table[...].astype(self.dtype), None, None)[index]
         keys = None if key is None else jax.random.split(key, a["num_layers"] + 1)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from research.arguments import Count, InputError, Positive, Precision, Rate
-from research.kernels.matmul import compute_dtype, wide, wide_einsum
+from research.kernels.matmul import compute_dtype, wide
 from research.models.experts import Experts
 from research.models.functional import Model, functional
 from research.models.layers import (
@@ -29,8 +29,11 @@ from research.models.layers import (
     NormKind,
     Number,
     dropout,
+    look_up,
+    padded_size,
     param,
     rotary,
+    vocab_logits,
 )
 from research.models.stack import Remat, run, stack
 from research.sharding import constrain
@@ -160,7 +163,7 @@ class GPT(nnx.Module):
     def __init__(self, *, rngs: nnx.Rngs, **arguments: Any) -> None:
         self.arguments = nnx.static(arguments)
         a = arguments
-        padded = -(-a["vocab_size"] // 128) * 128
+        padded = padded_size(a["vocab_size"])
         self.dtype = compute_dtype(a["precision"])
         self.embed = param(rngs, (padded, a["width"]), ("vocab", "embed"), 0.02)
         if a["positions"] == "learned":
@@ -225,10 +228,7 @@ class GPT(nnx.Module):
 
     def logits(self, hidden_btd: Array, *, key: Any = None, train: bool = False) -> Array:
         """Returns float32 logits (b, t, v); those of the vocabulary's padding are -inf."""
-        a = self.arguments
-        logits = wide_einsum("btd,dv->btv", hidden_btd, self._head().astype(self.dtype))
-        logits = constrain(logits, "batch", "sequence", "vocab")
-        return jnp.where(jnp.arange(logits.shape[-1]) < a["vocab_size"], logits, -jnp.inf)
+        return vocab_logits(hidden_btd, self._head(), self.arguments["vocab_size"])
 
     def _run(
         self,
@@ -242,9 +242,7 @@ class GPT(nnx.Module):
         a = self.arguments
         if positions_bt is None:
             positions_bt = jnp.broadcast_to(jnp.arange(tokens_bt.shape[1]), tokens_bt.shape)
-        # The gather needs whole rows: without the constraint a table sharded over both axes is
-        # rematerialised in full on every device.
-        x = constrain(self.embed[...].astype(self.dtype), "vocab", None)[tokens_bt]
+        x = look_up(self.embed, tokens_bt, self.dtype)
         cos_sin = None
         if a["positions"] == "learned":
             table = constrain(self.positions[...].astype(self.dtype), None, None)

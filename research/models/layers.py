@@ -14,7 +14,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from research.kernels.attention import attention
-from research.kernels.matmul import einsum, wide
+from research.kernels.matmul import einsum, wide, wide_einsum
 from research.kernels.quantized import empty_history, fp8_einsum
 from research.models.lora import Adapted
 from research.sharding import constrain
@@ -32,6 +32,24 @@ def param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], std: fl
 def constant(shape: tuple[int, ...], axes: tuple[str, ...], value: float) -> nnx.Param:
     """Returns a float32 parameter filled with `value`."""
     return nnx.Param(jnp.full(shape, value, jnp.float32), out_sharding=axes, eager_sharding=False)
+
+
+def padded_size(vocab_size: int) -> int:
+    """Returns the rows of a table for `vocab_size` ids: a multiple of 128."""
+    return -(-vocab_size // 128) * 128
+
+
+def look_up(table: nnx.Param, ids: Array, dtype: Any) -> Array:
+    """Returns the rows `ids` of an embedding. The gather needs whole rows: without the constraint
+    a table sharded over both axes is rematerialised in full on every device."""
+    return constrain(table[...].astype(dtype), "vocab", None)[ids]
+
+
+def vocab_logits(hidden_btd: Array, head_dv: Array, vocab_size: int) -> Array:
+    """Returns float32 logits (b, t, v); those of the vocabulary's padding are -inf."""
+    logits = wide_einsum("btd,dv->btv", hidden_btd, head_dv.astype(hidden_btd.dtype))
+    logits = constrain(logits, "batch", "sequence", "vocab")
+    return jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, -jnp.inf)
 
 
 class Number:

@@ -18,10 +18,21 @@ import jax.numpy as jnp
 from flax import nnx
 
 from research.arguments import Count, InputError, Positive, Precision, Rate
-from research.kernels.matmul import compute_dtype, wide, wide_einsum
+from research.kernels.matmul import compute_dtype, wide
 from research.models.experts import Experts
 from research.models.functional import Model, functional
-from research.models.layers import MLP, Attention, MLPKind, Norm, Number, dropout, param
+from research.models.layers import (
+    MLP,
+    Attention,
+    MLPKind,
+    Norm,
+    Number,
+    dropout,
+    look_up,
+    padded_size,
+    param,
+    vocab_logits,
+)
 from research.models.stack import Remat, collect, run, stack
 from research.sharding import constrain
 
@@ -217,7 +228,7 @@ class T5(nnx.Module):
     def __init__(self, *, rngs: nnx.Rngs, **arguments: Any) -> None:
         self.arguments = nnx.static(arguments)
         a = arguments
-        padded = -(-a["vocab_size"] // 128) * 128
+        padded = padded_size(a["vocab_size"])
         self.dtype = compute_dtype(a["precision"])
         self.embed = param(rngs, (padded, a["width"]), ("vocab", "embed"), 1.0)
         self.encoder = Stack(arguments, False, rngs)
@@ -320,15 +331,10 @@ class T5(nnx.Module):
 
     def logits(self, hidden_btd: Array, *, key: Any = None, train: bool = False) -> Array:
         """Returns float32 logits (b, t, v); those of the vocabulary's padding are -inf."""
-        logits = wide_einsum("btd,dv->btv", hidden_btd, self._head().astype(hidden_btd.dtype))
-        logits = constrain(logits, "batch", "sequence", "vocab")
-        real = jnp.arange(logits.shape[-1]) < self.arguments["vocab_size"]
-        return jnp.where(real, logits, -jnp.inf)
+        return vocab_logits(hidden_btd, self._head(), self.arguments["vocab_size"])
 
     def _embedded(self, tokens: Array) -> Array:
-        # The gather needs whole rows: see gpt.py.
-        table = constrain(self.embed[...].astype(self.dtype), "vocab", None)
-        return constrain(table[tokens], "batch", "sequence", None)
+        return constrain(look_up(self.embed, tokens, self.dtype), "batch", "sequence", None)
 
     def _scaled(self, x: Array) -> Array:
         """The tied head is as large as the embedding: states shrink (v1.0)."""

@@ -14,7 +14,7 @@ from flax import nnx
 from research.arguments import Count, InputError, Precision, Rate
 from research.kernels.matmul import compute_dtype, einsum
 from research.models.functional import Model, functional
-from research.models.layers import Number, constant, param
+from research.models.layers import Number, constant, padded_size, param
 from research.models.layers import dropout as drop
 
 Array = jax.Array
@@ -46,7 +46,7 @@ class TextCNN(nnx.Module):
     def __init__(self, *, rngs: nnx.Rngs, **arguments: Any) -> None:
         self.arguments = nnx.static(arguments)
         a = arguments
-        padded = -(-a["vocab_size"] // 128) * 128
+        padded = padded_size(a["vocab_size"])
         self.embed = param(rngs, (padded, a["width"]), ("vocab", "embed"), 0.1)
         for size in a["windows"]:
             shape, std = (size, a["width"], a["filters"]), (size * a["width"]) ** -0.5
