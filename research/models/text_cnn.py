@@ -14,7 +14,7 @@ from flax import nnx
 from research.arguments import Count, InputError, Precision, Rate
 from research.kernels.matmul import compute_dtype, einsum
 from research.models.functional import Model, functional
-from research.models.layers import Number, constant, padded_size, param
+from research.models.layers import Number, constant, look_up, padded_size, param
 from research.models.layers import dropout as drop
 
 Array = jax.Array
@@ -68,7 +68,7 @@ class TextCNN(nnx.Module):
     ) -> Array:
         """Returns float32 logits (b, c); padding, segment 0, is a vector of zeros."""
         a = self.arguments
-        x_btd = self.embed[...].astype(compute_dtype(a["precision"]))[tokens_bt]
+        x_btd = look_up(self.embed, tokens_bt, compute_dtype(a["precision"]))
         if segments_bt is not None:
             x_btd = jnp.where(segments_bt[..., None] > 0, x_btd, 0)
         found = []
