@@ -29,6 +29,7 @@ def refuse(config: dict) -> None:
     _averages(config)
     _order(config["optim"]["chain"])
     _gradients(config)
+    _depths(config)
     _heads(config)
     _schedule_free(config)
     _mup(config)
@@ -73,6 +74,13 @@ def _order(chain: tuple[str, ...]) -> None:
 
 # What a task reads of BERT: with another head it would fail late, or compute nonsense.
 HEADS = {"masked_lm": "mlm", "classify": "classify", "span": "span"}
+
+
+def _depths(config: dict) -> None:
+    if "layer_decay" in config["optim"]["chain"] and config["model"]["name"] == "t5":
+        raise InputError(
+            "config.optim.chain: layer_decay knows one stack of layers, t5 has two; use multiply"
+        )
 
 
 def _heads(config: dict) -> None:

@@ -42,7 +42,7 @@ def count(function: Callable, *abstract_args: Any) -> Flops:
     A scan counts length times, a cond its dearest branch, a while loop its body once (its length is
     unknown), a shard_map on each device, a Pallas kernel for each cell of its grid.
     """
-    return _total(jax.make_jaxpr(function)(*abstract_args).jaxpr, False)
+    return _total(jax.make_jaxpr(function)(*abstract_args).jaxpr, False, 1)
 
 
 def training_flops(forward: Flops) -> tuple[int, int]:
@@ -58,17 +58,22 @@ def peak(device: jax.Device) -> float | None:
     return next((v for name, v in PEAK_FLOPS.items() if name in device.device_kind), None)
 
 
-def _total(jaxpr: Any, in_attention: bool) -> Flops:
+def _total(jaxpr: Any, in_attention: bool, experts: int) -> Flops:
+    """`experts` = devices that share the experts, each of which sees the tokens of all."""
     total = attention = 0
     for eqn in jaxpr.eqns:
         # A loop or jit starts a new stack, so the scope is handed down. It may read "attention",
         # "layer/attention" or "jvp(attention)".
         scopes = re.split(r"[/()]", str(eqn.source_info.name_stack))
         inside = in_attention or "attention" in scopes
-        parts = [_total(jaxpr, inside) for jaxpr in _jaxprs(eqn)]
+        if eqn.primitive.name == "shard_map" and "expert" in eqn.params["newly_manual_axes"]:
+            shared = eqn.params["mesh"].shape["expert"]
+        else:
+            shared = experts
+        parts = [_total(jaxpr, inside, shared) for jaxpr in _jaxprs(eqn)]
         if eqn.primitive.name == "cond":
             parts = [max(parts)]
-        own = _own(eqn)
+        own = _own(eqn) // (experts if eqn.primitive.name.startswith("ragged_dot") else 1)
         total += own + _repeats(eqn) * sum(part.total for part in parts)
         attention += own * inside + _repeats(eqn) * sum(part.attention for part in parts)
     return Flops(total, attention)

@@ -65,15 +65,14 @@ def generate(
     run = build.build(config, with_data=False)
     tokenizer = tokenizer_lib.load(workdir.epath.Path(folder) / "tokenizer.json")
     numbers["top_k"] = min(top_k, config.model.get("vocab_size") or top_k)
-    prepare = ANSWERS[task](run, tokenizer, prompts, max_tokens, numbers)
+    answer = ANSWERS[task](run, tokenizer, prompts, max_tokens, numbers)
     with jax.set_mesh(run.mesh):
         variables, _, info = restore_weights(folder, run, step, weights)
-        answer = prepare(info)
         key = jax.random.key(np.uint32(seed))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(len(prompts)))
         for start in range(0, len(prompts), batch):
             chosen = range(start, min(start + batch, len(prompts)))
-            found = answer(variables, chosen, keys[start : start + batch])
+            found = answer(variables, info, chosen, keys[start : start + batch])
             for index, result in zip(chosen, found, strict=True):
                 yield {"prompt": prompts[index]} | result
 
@@ -93,7 +92,7 @@ def _continued(
     new = max_tokens or context - min(map(len, encoded), default=0)
     compiled = _compiled(run, tokenizer)
 
-    def answer(variables: dict, chosen: range, keys: jax.Array) -> list[dict]:
+    def answer(variables: dict, info: dict, chosen: range, keys: jax.Array) -> list[dict]:
         rows = [encoded[index] for index in chosen]
         padded = _padded(rows, context, tokenizer.end)
         lengths = np.array([len(ids) for ids in rows], np.int32)
@@ -102,7 +101,7 @@ def _continued(
         tokens = compiled(variables, inputs, keys, max_tokens=new, **numbers)
         return [_text(row, tokenizer) for row in np.asarray(tokens)]
 
-    return lambda info: answer
+    return answer
 
 
 def _answered(
@@ -119,7 +118,7 @@ def _answered(
             )
     compiled = _compiled(run, tokenizer)
 
-    def answer(variables: dict, chosen: range, keys: jax.Array) -> list[dict]:
+    def answer(variables: dict, info: dict, chosen: range, keys: jax.Array) -> list[dict]:
         rows = [pair(encoded[i], encoded[i][:0], tokenizer.end, context, 1) for i in chosen]
         names = ("inputs", "input_segments")
         inputs = {name: np.stack([row[name] for row in rows]) for name in names}
@@ -128,7 +127,7 @@ def _answered(
         tokens = compiled(variables, inputs, keys, max_tokens=new, **numbers)
         return [_text(row, tokenizer) for row in np.asarray(tokens)]
 
-    return lambda info: answer
+    return answer
 
 
 def _filled(
@@ -149,7 +148,7 @@ def _filled(
             )
     compiled = jax.jit(functools.partial(fill.decode, run.model, top=5))
 
-    def answer(variables: dict, chosen: range, keys: jax.Array) -> list[dict]:
+    def answer(variables: dict, info: dict, chosen: range, keys: jax.Array) -> list[dict]:
         rows = [encoded[index] for index in chosen]
         tokens, results = _padded(rows, context, tokenizer.end), []
         segments = np.stack([np.arange(tokens.shape[1]) < len(row) for row in rows])
@@ -166,7 +165,7 @@ def _filled(
             results.append({"text": tokenizer.decode(filled), "candidates": candidates})
         return results
 
-    return lambda info: answer
+    return answer
 
 
 def _classified(
@@ -175,23 +174,20 @@ def _classified(
     context = run.config.data.context
     apply = jax.jit(lambda v, *inputs: jax.nn.softmax(run.model.apply(v, *inputs)[0]))
 
-    def prepare(info: dict) -> Callable:
-        def row(prompt: str) -> dict[str, np.ndarray]:
-            first, *second = tokenizer.encode(prompt.split("\t", 1))
-            return sentences.encode(first, second[0] if second else None, context, tokenizer)
+    def row(prompt: str) -> dict[str, np.ndarray]:
+        first, *second = tokenizer.encode(prompt.split("\t", 1))
+        return sentences.encode(first, second[0] if second else None, context, tokenizer)
 
-        rows = [row(prompt) for prompt in prompts]
+    rows = [row(prompt) for prompt in prompts]
 
-        def answer(variables: dict, chosen: range, keys: jax.Array) -> list[dict]:
-            names = ("tokens", "segments", "types")
-            tokens, segments, types = (np.stack([rows[i][n] for i in chosen]) for n in names)
-            chances = np.asarray(apply(variables, tokens, segments, None, types))
-            named = [dict(zip(info["classes"], map(float, row), strict=True)) for row in chances]
-            return [{"label": max(one, key=one.get), "probabilities": one} for one in named]
+    def answer(variables: dict, info: dict, chosen: range, keys: jax.Array) -> list[dict]:
+        names = ("tokens", "segments", "types")
+        tokens, segments, types = (np.stack([rows[i][n] for i in chosen]) for n in names)
+        chances = np.asarray(apply(variables, tokens, segments, None, types))
+        named = [dict(zip(info["classes"], map(float, row), strict=True)) for row in chances]
+        return [{"label": max(one, key=one.get), "probabilities": one} for one in named]
 
-        return answer
-
-    return prepare
+    return answer
 
 
 def _found(
@@ -213,7 +209,7 @@ def _found(
         logits = run.model.apply(variables, *inputs)[0]
         return span.search(logits, row["types"], longest)
 
-    def answer(variables: dict, chosen: range, keys: jax.Array) -> list[dict]:
+    def answer(variables: dict, info: dict, chosen: range, keys: jax.Array) -> list[dict]:
         results = []
         for question in chosen:
             starts = texts.starts(question)
@@ -230,7 +226,7 @@ def _found(
             results.append({"text": text, "start": at, "score": score})
         return results
 
-    return lambda info: answer
+    return answer
 
 
 ANSWERS = {

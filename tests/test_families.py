@@ -92,3 +92,16 @@ def test_a_prompt_that_an_answer_cannot_use_is_refused(text, tmp_path):
         list(generate(str(tmp_path / "bert"), ["import sys"]))
     with pytest.raises(InputError, match="and 32 have room"):
         list(generate(str(tmp_path / "bert"), ["[MASK]" + "x" * 40]))
+
+
+@pytest.mark.parametrize(
+    ("spec", "overrides", "message"),
+    [
+        ("bert.py:tiny", ["config.model.head=span"], "is not what task masked_lm reads: mlm"),
+        ("sentiment.py:tiny", ["config.model.head=tag"], "is not what task classify reads"),
+        ("t5.py:tiny", ["config.optim.chain=adam,layer_decay,lr"], "t5 has two; use multiply"),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_refused(spec, overrides, message):
+    with pytest.raises(InputError, match=message):
+        config_lib.load(f"configs/nlp/{spec}", overrides)

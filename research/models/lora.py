@@ -39,7 +39,7 @@ class Adapted:
         return cls(*children, scale)
 
     def __getitem__(self, index: Any) -> "Adapted":
-        return self  # a parameter is read as p[...]
+        return self if index is ... else self.shape  # p[...] reads it; all else is a look-up
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

@@ -14,7 +14,7 @@ from research.arguments import Count, InputError, Positive
 
 def make(
     factor: Positive = 0.8,
-    first: str = r"(^|/)(embed|positions)$",
+    first: str = r"(^|/)(embed|positions|types)$",
     num_layers: Count | None = None,
 ) -> optax.GradientTransformation:
     """Multiplies updates by factor ** (layers above): the last layer by `factor`, the first by

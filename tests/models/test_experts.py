@@ -8,6 +8,7 @@ from flax import nnx
 
 from research import sharding, tree
 from research.arguments import InputError
+from research.flops import count
 from research.models import gpt
 from research.models.experts import Experts
 from research.models.layers import activate
@@ -227,3 +228,22 @@ def test_a_batch_that_does_not_divide_over_the_mesh_is_served():
     with jax.set_mesh(sharding.make_mesh({"data": None, "expert": 2})):
         got = jax.jit(lambda tokens: model.apply(variables, tokens)[0])(tokens)
     np.testing.assert_allclose(got[..., :65], want[..., :65], atol=1e-5)
+
+
+def test_dropless_experts_count_top_k_feed_forwards_a_token_on_any_mesh():
+    model = gpt.make(**MIXTRAL)
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    tokens = jax.ShapeDtypeStruct((8, 16), int)
+    call = lambda v, tokens: model.apply(v, tokens)[0]  # noqa: E731
+    dense = gpt.make(**(MIXTRAL | dict(experts=None)))
+    plain = count(
+        lambda v, t: dense.apply(v, t)[0], jax.eval_shape(dense.init, jax.random.key(0)), tokens
+    )
+    layers, pairs = 2, 8 * 16 * 2
+    router = layers * 2 * 8 * 16 * 32 * 4
+    # Of two choices the dense layer counts one already.
+    want = plain.total + layers * 2 * (pairs // 2) * 3 * 32 * 48 + router
+    assert count(call, variables, tokens).total == want
+    for mesh in (dict(expert=2), dict(expert=4, tensor=2)):
+        with jax.set_mesh(sharding.make_mesh({"data": None} | mesh)):
+            assert count(call, variables, tokens).total == want

@@ -64,6 +64,13 @@ def test_every_adapter_has_a_gradient_and_axes_of_its_weight(name):
         assert len(names[path]) == leaf.ndim, path
 
 
+def test_a_table_that_is_looked_up_takes_no_adapters():
+    model = lora(t5.make(**T5), targets=(r"distances$",), **HOW)
+    tokens = jnp.zeros((1, 4), int)
+    with pytest.raises(InputError, match="is not multiplied by itself"):
+        model.apply(model.init(jax.random.key(0)), tokens, tokens)
+
+
 def run_of(*overrides):
     return build.build(config.load("configs/nlp/gpt.py:tiny", list(overrides)), jax.devices()[:1])
 
