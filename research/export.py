@@ -36,6 +36,7 @@ def export(
     """
     if hosts.count() > 1:
         raise InputError("export runs in one process; leave out --distributed")
+    refuse_output(place := Path(output).expanduser())  # before much is read
     config = config_lib.override(workdir.existing_config(folder), overrides)
     run = build.build(config, with_data=False)
     params = tree.merge(run.abstract.params, run.abstract.frozen.get("params", {}))
@@ -49,7 +50,13 @@ def export(
         params = merged(variables, config.lora.rank, config.lora.alpha)
     else:
         params = tree.merge(variables["params"], variables["frozen"].get("params", {}))
-    return write_folder(Path(output), config.model.to_dict(), params, dtype, tokenizer)
+    return write_folder(place, config.model.to_dict(), params, dtype, tokenizer)
+
+
+def refuse_output(output: Path) -> None:
+    """Raises InputError for an output that holds something, or has no name."""
+    if not output.name or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
+        raise InputError(f"--output={output} is there already; name a new folder")
 
 
 def write_folder(
@@ -69,8 +76,7 @@ def write_folder(
     if end is not None and "decoder_start_token_id" in config:
         config["decoder_start_token_id"] = end  # what the targets of a training begin with
     files = {"config.json": config} | _tokenizer_files(tokenizer, model.get("context"))
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"--output={output} is there already; name a new folder")
+    refuse_output(output)
     part = output.with_name(f"{output.name}.part")  # becomes the folder when it is whole
     try:
         shutil.rmtree(part, ignore_errors=True)

@@ -38,7 +38,7 @@ AVERAGED = re.compile(r"^(ema/params|ema/model_state|frozen/params)/")
 # part of a plan (a longer context, a head of its own), and are said; the last are free.
 FIXED = ("norm", "norm_epsilon", "mlp", "bias")
 SAID = ("head", "positions", "rope_theta", "max_distance", "tie_embeddings", "window", "top_k")
-SAID += ("capacity", "base_width")
+SAID += ("capacity", "base_width", "num_layers", "decoder_layers")
 FREE = ("labels", "dropout", "attention", "remat", "scan", "unroll")
 
 Plan = dict[str, tuple[str, str | None]]  # of each path: what happens to it, and its source
@@ -92,6 +92,8 @@ def fresh_state(run: build.Run, folder: str) -> TrainState:
     hosts.say(table(wanted, plan, origin.name))
     unused = sorted(origin.shapes.keys() - {source for _, source in plan.values()})
     unused += origin.unused
+    if unused:
+        hosts.warn(f"{origin.name} holds {len(unused)} more that nothing takes: {_some(unused)}")
     report = {"from": origin.name, "notes": notes, "parameters": plan, "unused": unused}
     hosts.on_first(lambda: _write(report, workdir.epath.Path(folder)))
     return build.init(run, tree.map_named(lambda path, _: leaves.pop(path), abstract))
@@ -287,10 +289,8 @@ def open_origin(run: build.Run) -> Iterator[Origin]:
 
 
 def _fingerprint(folder: str) -> str | None:
-    try:
-        return tokenizer_lib.load(f"{folder}/tokenizer.json").fingerprint
-    except InputError:  # many folders hold weights alone
-        return None
+    file = f"{folder}/tokenizer.json"  # many folders hold weights alone
+    return tokenizer_lib.load(file).fingerprint if workdir.epath.Path(file).exists() else None
 
 
 def _of_checkpoint(

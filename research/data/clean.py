@@ -109,7 +109,8 @@ def _prepare(
     folder = Path(out).expanduser()
     if not out or "://" in out:
         raise InputError(f"--out={out!r} is no local folder; name one, and copy it afterwards")
-    if path and Path(path).exists() and folder.resolve().is_relative_to(Path(path).resolve()):
+    root = Path(path).expanduser() if path else None
+    if root and root.exists() and folder.resolve().is_relative_to(root.resolve()):
         raise InputError(f"--out={out} lies in --path={path}; the output would be read as input")
     made, config = [], dict(format=FORMAT, reader=reader, field=field, splits=list(splits))
     config |= dict(unicode=unicodedata.unidata_version, shard=shard, steps=list(steps))
@@ -155,12 +156,15 @@ def _refuse_others(folder: Path, config: dict[str, Any]) -> None:
     """Makes an empty folder this pass's; raises InputError for what is another's."""
     file = folder / "config.json"
     if not file.exists():
-        if other := [name for name in os.listdir(folder) if not name.startswith(".config")]:
+        other = [name for name in os.listdir(folder) if not name.startswith(".config")]
+        if other and not file.exists():  # else another process of this pass was first
             raise InputError(f"--out={folder} holds {other[0]!r}, of no pass; name a new folder")
         new = folder / f".config.{os.getpid()}"
         try:
             new.write_text(json.dumps(config, indent=2) + "\n")
-            new.replace(file)
+            with suppress(FileExistsError):
+                os.link(new, file)  # the first one decides; below the others compare
+            new.unlink()
         except OSError as error:
             raise InputError(f"--out={folder} cannot be written ({error.strerror})") from None
     try:

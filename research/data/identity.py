@@ -38,7 +38,9 @@ def luhn(digits: str) -> bool:
 def is_card(text: str) -> bool:
     """Tells a payment card number: issuer, length and Luhn's digit."""
     digits = re.sub(r"\D", "", text)
-    lengths = {"34": (15,), "37": (15,), "36": (14,), "38": (14,)}.get(digits[:2])
+    lengths = {"34": (15,), "37": (15,), "36": (14,), "38": (14,)}
+    lengths = lengths | {"30": (14, 16), "39": (14, 16)}
+    lengths = lengths.get(digits[:2])
     lengths = lengths or {"4": (16, 19), "5": (16,), "2": (16,), "3": (16,), "6": (16, 19)}.get(
         digits[:1], ()
     )
@@ -84,15 +86,19 @@ def _kind(name: str, pattern: str, holds: Callable[[str], bool] = _always) -> Ki
 
 _MONTH = r"(?:0[1-9]|1[0-2]|[2-9]\d)"  # beyond 12 where it is not known
 _FOURS = r"\d{4}([ -])\d{4}\1\d{4}\1\d{4}(?:\1\d{3})?"
+# Each country by its length, so that a word behind the number is no part of it.
+_IBANS = "|".join(rf"{c}\d\d(?: ?[A-Z0-9]){{{n - 4}}}" for c, n in IBAN.items())
 _PREFIX = "(?!BG|GB|KN|NK|NT|TN|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z]"
 # In this order: the longer forms first. IBAN; payment card; US social security number (never 000,
 # 666 or 9xx, nor zeros in a group); UK national insurance number; Spanish DNI and NIE; French NIR;
 # Chinese resident identity number (GB 11643).
 KINDS = (
-    _kind("iban", r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?", is_iban),
+    _kind("iban", _IBANS, is_iban),
     _kind("nir", rf"[12] ?\d\d ?{_MONTH} ?(?:\d\d|2[AB]) ?\d{{3}} ?\d{{3}} ?\d\d", _is_nir),
     _kind("resident_id", r"[1-6]\d{5}(?:19|20)\d{9}[\dXx]", _is_resident),
     _kind("card", rf"\d{{13,19}}|{_FOURS}|3\d{{3}}([ -])\d{{6}}\2\d{{4,5}}", is_card),
+    # The sixteen alone, where nineteen did not hold: a security code behind them.
+    _kind("card", r"\d{4}([ -])\d{4}\1\d{4}\1\d{4}", is_card),
     _kind("ssn", r"(?!000|666|9)\d{3}([ -])(?!00)\d\d\1(?!0000)\d{4}"),
     _kind("nino", rf"{_PREFIX}(?: ?\d\d){{3}} ?[A-D]"),
     _kind("dni", r"(?:\d{8}|[XYZ][ -]?\d{7})[ -]?[A-Z]", _is_dni),

@@ -19,7 +19,7 @@ from research.data.cleaning import (
     repetition,
     unicode,
 )
-from tests.documents import STOPS, encode, prose
+from tests.documents import STOPS, encode, prose, write
 
 
 def test_utf8_read_in_a_wrong_encoding_comes_back():
@@ -328,3 +328,41 @@ def test_no_text_takes_for_ever(step):
     for text in HOSTILE:
         step.make().clean(text)
     assert time.process_time() - start < 10  # it is one second; what is quadratic takes minutes
+
+
+def test_blank_lines_that_hold_a_space_are_no_repetition():
+    text = "\n \n".join(prose(seed, 12) for seed in range(30))
+    assert repetition.make().clean(text).text == text
+
+
+@pytest.mark.parametrize("name", ["max_top", "max_repeated"])
+@pytest.mark.parametrize("given", [("a", "b", "c"), (0.5,), (0.5,) * 9])
+def test_shares_that_are_no_numbers_are_refused_at_once(name, given):
+    with pytest.raises(InputError, match=f"repetition.{name}"):
+        repetition.make(**{name: given})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "BE68 5390 0754 7034 EUR",
+        "BE68539007547034 BIC KREDBEBB",
+        "GB29 NWBK 6016 1331 9268 19",
+        "card 4111 1111 1111 1111 123",
+        "30569309025904",
+    ],
+)
+def test_numbers_beside_short_words_and_codes_are_masked(text):
+    assert sum(personal.make().clean(text).found.values()) == 1
+
+
+def test_an_uncertain_sequence_beside_a_certain_one_stays():
+    found = unicode.make().clean("voilà\u00a0» et cafÃ©")
+    assert found.text == "voilà\u00a0» et café" and found.found == {"mojibake": 1}
+
+
+def test_a_test_set_beside_train_files_counts_for_overlap(tmp_path):
+    folder = write(tmp_path / "sets", [prose(1)])
+    (tmp_path / "sets" / "test.jsonl").write_bytes(encode(prose(2)))
+    step = contamination.make(path=folder, reader="jsonl")
+    assert step.clean(prose(2)).text != prose(2) and step.clean(prose(3)).text == prose(3)

@@ -10,7 +10,9 @@
 An evaluation text of `min_ngram` words or more, but fewer than `ngram`, is looked for as a whole.
 """
 
+import itertools
 from collections import defaultdict
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -67,9 +69,12 @@ def make(
 
 def _texts(path: str, reader: str, field: str) -> tuple[list[str], str]:
     texts, prints, errors = [], [], []
-    for split in ("train", "validation"):
+    root = Path(path).expanduser()
+    # Every file, whatever split its name says: a test set is what this is for.
+    lines = sorted(root.glob("*.jsonl")) if reader == "jsonl" and root.is_dir() else []
+    for place, split in itertools.product(lines or [path], ("train", "validation")):
         try:
-            records = find("data.readers", reader)(path, split, field)
+            records = find("data.readers", reader)(str(place), split, field)
         except InputError as error:  # a small set may have no text of one of them
             errors.append(error)
             continue

@@ -9,6 +9,7 @@ from collections import Counter
 
 import numpy as np
 
+from research.arguments import InputError
 from research.data.cleaning import Cleaned, Step, remove
 from research.data.shingles import BASE, words
 
@@ -28,9 +29,13 @@ def make(
     of 5 to 10 words, each character counted once. 1 turns a rule off.
     """
 
+    for name, given, size in (("max_top", max_top, 3), ("max_repeated", max_repeated, 6)):
+        if len(given) != size or not all(type(x) in (int, float) for x in given):
+            raise InputError(f"repetition.{name}={given!r}; expected {size} numbers (1: rule off)")
+
     def reason(text: str) -> str | None:
         lines = (r"\n+", "lines", max_lines, max_line_characters)
-        paragraphs = (r"\n{2,}", "paragraphs", max_paragraphs, max_paragraph_characters)
+        paragraphs = (r"\n\s*\n", "paragraphs", max_paragraphs, max_paragraph_characters)
         for pattern, name, most, most_characters in (lines, paragraphs):
             number, characters = _repeated_parts(re.split(pattern, text.strip()))
             if number > most:
@@ -48,7 +53,7 @@ def make(
 
 def _repeated_parts(parts: list[str]) -> tuple[float, float]:
     """Returns the shares of parts, and of their characters, that came before."""
-    counts = Counter(map(str.strip, parts))
+    counts = Counter(filter(None, map(str.strip, parts)))
     characters = sum(len(part) * count for part, count in counts.items())
     again = sum(len(part) * (count - 1) for part, count in counts.items())
     return 1 - len(counts) / max(counts.total(), 1), again / max(characters, 1)

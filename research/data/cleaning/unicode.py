@@ -61,7 +61,22 @@ def _repair(text: str) -> tuple[str, int]:
     """Returns the text and in how many places it was repaired: none unless one is certain."""
     if not any(_is_certain(match) for match in _SEQUENCE.finditer(text)):
         return text, 0
-    return _SEQUENCE.subn(lambda match: _decoded(match.group()) or match.group(), text)
+    count = 0
+
+    def replace(match: re.Match) -> str:
+        nonlocal count
+        run = match.group()
+        new = _decoded(run)
+        # A letter before what is written behind letters (à, a narrow space, ») may be right as it
+        # stands, unless it makes a letter, or no language has it there.
+        written = run[0] != "Â" and all(char in _WRITTEN for char in run[1:])
+        letters = new and all(unicodedata.category(char)[0] in "LMN" for char in new)
+        if not new or (written and not letters and not _is_certain(match)):
+            return run
+        count += 1
+        return new
+
+    return _SEQUENCE.sub(replace, text), count
 
 
 def _decoded(run: str) -> str | None:

@@ -38,12 +38,15 @@ def make(path: str | None, split: str, field: str) -> Records:
     for number, file in enumerate(files):
         digest.update(file.name.encode() + b"\n")
         at = 0
-        with open(file, "rb") as lines:
-            for index, line in enumerate(lines):
-                if line.strip() and (named or in_split(f"{file.name} {index}", split)):
-                    places.extend((number, index, at))
-                    digest.update(hashlib.sha256(line).digest())
-                at += len(line)
+        try:
+            with open(file, "rb") as lines:
+                for index, line in enumerate(lines):
+                    if line.strip() and (named or in_split(f"{file.name} {index}", split)):
+                        places.extend((number, index, at))
+                        digest.update(hashlib.sha256(line).digest())
+                    at += len(line)
+        except OSError as error:
+            raise InputError(f"{file} cannot be read ({error.strerror})") from None
     if not places:
         raise InputError(f"data.path={path!r} has no JSON lines of split {split}")
     table = np.array(places).reshape(-1, 3)  # 24 bytes a line, where tuples take six times that
