@@ -73,9 +73,9 @@ def write_folder(
     config["dtype"] = config["torch_dtype"] = {"fp32": "float32", "bf16": "bfloat16"}[dtype]
     end = None if tokenizer is None else tokenizer.end
     config["bos_token_id"] = config["eos_token_id"] = end
-    if end is not None and "decoder_start_token_id" in config:
-        config["decoder_start_token_id"] = end  # what the targets of a training begin with
-    files = {"config.json": config} | _tokenizer_files(tokenizer, model.get("context"))
+    if tokenizer is not None and "decoder_start_token_id" in config:
+        config["decoder_start_token_id"] = tokenizer.start
+    files = {"config.json": config} | _tokenizer_files(tokenizer, model)
     refuse_output(output)
     part = output.with_name(f"{output.name}.part")  # becomes the folder when it is whole
     try:
@@ -121,15 +121,26 @@ def reader(params: dict) -> Callable[[str], np.ndarray]:
 
 
 def _tokenizer_files(
-    tokenizer: tokenizer_lib.Tokenizer | None, context: int | None
+    tokenizer: tokenizer_lib.Tokenizer | None, model: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The files of a tokenizer that the tokenizers package knows; bytes and characters are ours."""
-    package = tokenizer and tokenizer_lib.to_package(tokenizer)
+    if tokenizer is None:
+        return {}
+    behind = model["vocab_size"] - tokenizer.vocab_size
+    names: list[str] = []
+    if model["name"] == "bert" and behind > 0:
+        names = [tokenizer_lib.MASK, tokenizer_lib.FIRST]
+    elif model["name"] == "t5":
+        names = [tokenizer_lib.SENTINEL.format(i) for i in range(behind)]
+    package = tokenizer_lib.to_package(tokenizer, names)
     if not package:
         return {}
     text, end = package
     described = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "bos_token": end}
+    if model["name"] == "bert":
+        described |= {"sep_token": end}
+        described |= {"mask_token": names[0], "cls_token": names[1]} if names else {}
     return {
         "tokenizer.json": text,
-        "tokenizer_config.json": described | {"model_max_length": context},
+        "tokenizer_config.json": described | {"model_max_length": model.get("context")},
     }

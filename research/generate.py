@@ -15,11 +15,11 @@ from research.arguments import Count, InputError, NonNegative, Range, Seed, Size
 from research.data import questions, sentences
 from research.data import tokenizer as tokenizer_lib
 from research.data.corrupt import pair
+from research.data.tokenizer import MASK
 from research.decode import fill, sample
 from research.evaluate import restore_weights
 from research.tasks import span
 
-MASK = "[MASK]"  # stands for a token to be filled in
 WINDOWS = 8  # of a passage at a time
 
 
@@ -41,7 +41,8 @@ def generate(
 
     - causal_lm: "text" and its number of "tokens". The prompt continues inside a text; an empty one
       begins a text, as documents in training do: after an end token.
-    - seq2seq: the same, what the prompt becomes: its translation, its answer, its lost spans.
+    - seq2seq: the same, what the prompt becomes: its translation, its answer, its lost spans, each
+      behind the <extra_id_0>, <extra_id_1> ... that stands for it in the prompt.
     - masked_lm: "text" with each [MASK] filled, and for each the five likeliest "candidates".
     - classify: "label" and "probabilities"; the sentences of a pair are separated by a tab.
     - span: QUESTION, a tab and a PASSAGE give the "text" of the answer there, the character at
@@ -109,8 +110,13 @@ def _answered(
 ) -> Callable:
     data = run.config.data
     context, new = data.context, max_tokens or data.get("target_context") or data.context
-    encoded = tokenizer.encode(prompts)
+    encoded = [tokenizer.encode_prompt(prompt) for prompt in prompts]
+    spans, size = data.get("objective") == "spans", run.config.model.vocab_size
     for prompt, ids in zip(prompts, encoded, strict=True):
+        if len(ids) and ids.max() >= size:
+            raise InputError(
+                f"the prompt {prompt[:40]!r} names a special token that the model does not have"
+            )
         if len(ids) >= context:
             raise InputError(
                 f"the prompt {prompt[:40]!r} has {len(ids)} tokens, and {context - 1} have room; "
@@ -119,13 +125,13 @@ def _answered(
     compiled = _compiled(run, tokenizer)
 
     def answer(variables: dict, info: dict, chosen: range, keys: jax.Array) -> list[dict]:
-        rows = [pair(encoded[i], encoded[i][:0], tokenizer.end, context, 1) for i in chosen]
+        rows = [pair(encoded[i], encoded[i][:0], tokenizer, context, 1) for i in chosen]
         names = ("inputs", "input_segments")
         inputs = {name: np.stack([row[name] for row in rows]) for name in names}
-        inputs["tokens"] = np.full((len(rows), 1), tokenizer.end, np.int32)
+        inputs["tokens"] = np.full((len(rows), 1), tokenizer.start, np.int32)
         inputs["lengths"] = np.ones(len(rows), np.int32)
         tokens = compiled(variables, inputs, keys, max_tokens=new, **numbers)
-        return [_text(row, tokenizer) for row in np.asarray(tokens)]
+        return [_text(row, tokenizer, spans) for row in np.asarray(tokens)]
 
     return answer
 
@@ -133,13 +139,14 @@ def _answered(
 def _filled(
     run: Any, tokenizer: Any, prompts: list[str], max_tokens: int | None, numbers: dict
 ) -> Callable:
-    context, mask = run.config.model.context, tokenizer.vocab_size
+    context, mask = run.config.model.context, tokenizer.mask
     encoded = []
+    before = tokenizer.encode([""])[0]  # of a package: [CLS], and then [SEP] behind
+    behind = [tokenizer.end] if len(before) else []
     for prompt in prompts:
-        parts = tokenizer.encode(prompt.split(MASK))
-        ids = [x for part in parts for x in (part, [mask])][:-1]
-        encoded.append(np.concatenate(ids).astype(np.int32))
-        if len(parts) == 1:
+        parts = before, tokenizer.encode_prompt(prompt), behind
+        encoded.append(np.concatenate(parts).astype(np.int32))
+        if not (encoded[-1] == mask).any():
             raise InputError(f"the prompt {prompt[:40]!r} has no {MASK} to fill")
         if len(encoded[-1]) > context:
             raise InputError(
@@ -175,7 +182,7 @@ def _classified(
     apply = jax.jit(lambda v, *inputs: jax.nn.softmax(run.model.apply(v, *inputs)[0]))
 
     def row(prompt: str) -> dict[str, np.ndarray]:
-        first, *second = tokenizer.encode(prompt.split("\t", 1))
+        first, *second = tokenizer.encode(prompt.split("\t", 1), bare=True)
         return sentences.encode(first, second[0] if second else None, context, tokenizer)
 
     rows = [row(prompt) for prompt in prompts]
@@ -252,7 +259,7 @@ def _padded(rows: list[np.ndarray], context: int, end: int) -> np.ndarray:
     return padded
 
 
-def _text(row: np.ndarray, tokenizer: Any) -> dict[str, Any]:
+def _text(row: np.ndarray, tokenizer: Any, sentinels: bool = False) -> dict[str, Any]:
     ended = np.flatnonzero(row == tokenizer.end)
     row = row[: ended[0]] if len(ended) else row
-    return {"text": tokenizer.decode(row), "tokens": len(row)}
+    return {"text": tokenizer.decode(row, sentinels), "tokens": len(row)}

@@ -29,11 +29,11 @@ def mask(
     random: np.random.Generator,
 ) -> Batch:
     """Chooses `rate` of a row's tokens, as exactly as whole numbers (and words) allow, never an
-    `end`. Of these 80 % become the mask, codec.vocab_size, 10 % a random id, 10 % stay. `targets`
-    are the tokens as they were, `weight` is 1 where one was chosen."""
+    `end` or what begins a text. Of these 80 % become the mask, 10 % a random id, 10 % stay.
+    `targets` are the tokens as they were, `weight` is 1 where one was chosen."""
     row = row(index, epoch, random)
     tokens = row["tokens"]
-    allowed = (row["weight"] > 0) & (tokens != codec.end)
+    allowed = (row["weight"] > 0) & (tokens != codec.end) & (tokens != codec.first)
     places = np.flatnonzero(allowed)
     wanted = mask_count(len(places), rate)
     if whole_words:
@@ -42,7 +42,7 @@ def mask(
         chosen = random.permutation(places)[:wanted]
     kind = random.random(len(chosen))
     changed = tokens.copy()
-    changed[chosen[kind < 0.8]] = codec.vocab_size
+    changed[chosen[kind < 0.8]] = codec.mask
     others = chosen[(kind >= 0.8) & (kind < 0.9)]
     drawn = random.integers(codec.vocab_size - 1, size=len(others))
     changed[others] = drawn + (drawn >= codec.end)
@@ -75,10 +75,14 @@ def _whole_words(
 
 @functools.lru_cache(maxsize=4)
 def _alphanumeric(codec: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Returns whether the text of each id begins, and ends, inside a word."""
-    texts = [" " if i == codec.end else codec.decode([i]) for i in range(codec.vocab_size)]
-    begins = np.array([text[:1].isalnum() or text.startswith("##") for text in texts])
-    return begins, np.array([text[-1:].isalnum() for text in texts])
+    """Returns whether each id goes on with a word that one before it has begun, and whether it
+    leaves a word open."""
+    texts = codec.pieces()
+    ends = np.array([text[-1:].isalnum() for text in texts])
+    if any(text.startswith("##") for text in texts):  # WordPiece marks what goes on,
+        return np.array([text.startswith("##") for text in texts]), np.ones_like(ends)
+    # all others what begins: "▁the", "Ġthe", " the".
+    return np.array([text[:1].isalnum() and text[:1] != "Ġ" for text in texts]), ends
 
 
 def span_sizes(length: int, rate: float, mean: float) -> tuple[int, int]:
@@ -103,8 +107,8 @@ def spans(
     epoch: int,
     random: np.random.Generator,
 ) -> Batch:
-    """Replaces spans of `mean` tokens, `rate` of the text, by a sentinel each, codec.vocab_size and
-    up: the inputs. The targets are each sentinel and what it stands for. Both finish with `end`."""
+    """Replaces spans of `mean` tokens, `rate` of the text, by a sentinel each: the inputs. The
+    targets are each sentinel and what it stands for. Both finish with `end`."""
     row = row(index, epoch, random)
     tokens = row["tokens"][row["weight"] > 0]
     tokens = tokens[tokens != codec.end]  # which would end a target too early
@@ -113,7 +117,7 @@ def spans(
         inputs, targets = tokens, tokens[:0]
     else:
         inputs, targets = _cut(tokens, codec, rate, mean, random)
-    return pair(inputs, targets, codec.end, width, height)
+    return pair(inputs, targets, codec, width, height)
 
 
 def _cut(
@@ -128,27 +132,27 @@ def _cut(
 
     lengths = np.stack([parts(len(tokens) - noise), parts(noise)], 1).reshape(-1)
     pieces = np.split(tokens, np.cumsum(lengths)[:-1])
-    sentinels = [np.array([codec.vocab_size + i]) for i in range(count)]
+    sentinels = codec.sentinels(count)[:, None]
     inputs = [x for kept, s in zip(pieces[::2], sentinels, strict=True) for x in (kept, s)]
     targets = [x for s, lost in zip(sentinels, pieces[1::2], strict=True) for x in (s, lost)]
     return np.concatenate(inputs), np.concatenate(targets)
 
 
 def pair(
-    inputs: np.ndarray, targets: np.ndarray, end: int, width: int, height: int
+    inputs: np.ndarray, targets: np.ndarray, codec: Tokenizer, width: int, height: int
 ) -> dict[str, np.ndarray]:
     """Returns a row for an encoder-decoder: inputs, input_segments (width,), and tokens (the
-    targets behind an `end` to start from), targets, segments, weight (height,). Texts that are too
-    long are cut, and then have no `end`."""
-    inputs = np.append(inputs, end)[:width]
-    targets = np.append(targets, end)[:height]
+    targets behind `start`), targets, segments, weight (height,). Texts that are too long are cut,
+    and then have no `end`."""
+    inputs = np.append(inputs, codec.end)[:width]
+    targets = np.append(targets, codec.end)[:height]
     row = {name: np.zeros(width, np.int32) for name in ("inputs", "input_segments")}
     row |= {name: np.zeros(height, np.int32) for name in ("tokens", "targets", "segments")}
     row["weight"] = np.zeros(height, np.float32)
     row["inputs"][: len(inputs)] = inputs
     row["input_segments"][: len(inputs)] = 1
     row["targets"][: len(targets)] = targets
-    row["tokens"][: len(targets)] = np.append(end, targets[:-1])
+    row["tokens"][: len(targets)] = np.append(codec.start, targets[:-1])
     row["segments"][: len(targets)] = 1
     row["weight"][: len(targets)] = 1
     return row

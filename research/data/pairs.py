@@ -8,7 +8,6 @@ The table's forms are those of table.py; the rows are those of corrupt.py's `pai
 import functools
 import os
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from research.data.corrupt import pair
 from research.data.readers import Records
 from research.data.source import Batch, Source, make_batches
 from research.data.text import digest, learn_tokenizer
+from research.data.tokenizer import Kind, Tokenizer
 
 
 def make(
@@ -25,7 +25,7 @@ def make(
     columns: tuple[str, ...] | None = None,
     source: str = "source",
     target: str = "target",
-    tokenizer: Literal["bytes", "characters", "bpe"] = "bpe",
+    tokenizer: Kind = "bpe",
     vocab_size: Count | None = None,
     tokenizer_path: str | None = None,
     context: Count = 64,
@@ -54,9 +54,9 @@ def make(
 
     root = Path(cache or os.environ.get("ANNEAL_CACHE") or "~/.cache/anneal").expanduser()
     codec = learn_tokenizer(held, tokenizer, vocab_size, tokenizer_path, root, 0)
-    inputs, targets = (codec.encode([row[name] for row in found.rows]) for name in fields)
+    inputs, targets = (codec.encode([row[name] for row in found.rows], True) for name in fields)
     height = target_context or context
-    row = functools.partial(_row, inputs, targets, codec.end, context, height)
+    row = functools.partial(_row, inputs, targets, codec, context, height)
     shapes = dict(inputs=context, input_segments=context)
     shapes |= dict(tokens=height, targets=height, segments=height, weight=height)
     kind = lambda name: np.float32 if name == "weight" else np.int32  # noqa: E731
@@ -73,11 +73,11 @@ def make(
 def _row(
     inputs: list[np.ndarray],
     targets: list[np.ndarray],
-    end: int,
+    codec: Tokenizer,
     width: int,
     height: int,
     index: int,
     epoch: int,
     random: np.random.Generator,
 ) -> Batch:
-    return pair(inputs[index], targets[index], end, width, height)
+    return pair(inputs[index], targets[index], codec, width, height)

@@ -2,8 +2,8 @@
 
     data = dict(name="questions", path="squad", context=384, stride=128, max_question=64)
 
-A row is a window of a passage: a first token (codec.vocab_size + 1), the question, `end`, and with
-`types` 1 the window's tokens and another `end`. Windows begin every `stride` tokens and overlap by
+A row is a window of a passage: tokenizer.first, the question, `end`, and with `types` 1 the
+window's tokens and another `end`. Windows begin every `stride` tokens and overlap by
 context - 3 - the question - stride tokens or more, so that some window holds whole every answer
 that is at most one token longer than that. `starts` and `ends` are the places of an answer's first
 and last token, 0 where the window does not hold it whole or there is none.
@@ -13,7 +13,7 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,9 +22,8 @@ from research.data import squad
 from research.data.readers import Records
 from research.data.source import Batch, Source, make_batches
 from research.data.text import digest, learn_tokenizer
-from research.data.tokenizer import Tokenizer
+from research.data.tokenizer import Kind, Tokenizer
 
-SPECIAL = 2  # the mask, as in corrupt.py, and the first token
 NAMED = 10  # questions in info
 
 
@@ -70,7 +69,7 @@ class Texts(NamedTuple):
         first, ids = self.questions[question], self.tokens[self.passage[question]][0]
         ids = ids[start : start + self.room(question)]
         end = self.codec.end
-        parts = [[self.codec.vocab_size + 1], first, [end], ids, [end]]
+        parts = [[self.codec.first], first, [end], ids, [end]]
         whole = np.concatenate(parts).astype(np.int32)
         row = {name: np.zeros(self.context, np.int32) for name in ("tokens", "segments", "types")}
         row["tokens"][: len(whole)] = whole
@@ -94,7 +93,7 @@ class Texts(NamedTuple):
 
 def make(
     path: str | None = None,
-    tokenizer: Literal["bytes", "characters", "bpe"] = "bpe",
+    tokenizer: Kind = "bpe",
     vocab_size: Count | None = None,
     tokenizer_path: str | None = None,
     context: Count = 384,
@@ -141,7 +140,9 @@ def make(
     order = dict(seed=seed, shuffle=split == "train", repeat=split == "train", workers=workers)
     batches, examples = make_batches(row, len(windows), spec=spec, batch=batch, **order)
     info |= dict(cut=cut, context=context, tokenizer=codec.kind)
-    info |= dict(vocab_size=codec.vocab_size + SPECIAL, tokenizer_fingerprint=codec.fingerprint)
+    info |= dict(
+        vocab_size=codec.size_with(codec.mask, codec.first), tokenizer_fingerprint=codec.fingerprint
+    )
     parts = (quiz.fingerprint, codec.fingerprint, context, stride, max_question)
     info["fingerprint"] = digest(*parts)
 

@@ -2,14 +2,13 @@
 
     data = dict(name="sentences", path="sst2", columns=("sentence", "label"))
 
-A row is a first token (codec.vocab_size + 1), the sentence, `end`, and of a pair the second
-sentence and another `end`, whose `types` are 1. The table's forms are those of table.py.
+A row is tokenizer.first, the sentence, `end`, and of a pair the second sentence and another `end`,
+whose `types` are 1. The table's forms are those of table.py.
 """
 
 import functools
 import os
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -18,9 +17,7 @@ from research.data import table
 from research.data.readers import Records
 from research.data.source import Batch, Source, make_batches
 from research.data.text import digest, learn_tokenizer
-from research.data.tokenizer import Tokenizer
-
-SPECIAL = 2  # the mask, as in corrupt.py, and the first token
+from research.data.tokenizer import Kind, Tokenizer
 
 
 def make(
@@ -29,7 +26,7 @@ def make(
     text: str = "sentence",
     pair: str | None = None,
     label: str = "label",
-    tokenizer: Literal["bytes", "characters", "bpe"] = "bpe",
+    tokenizer: Kind = "bpe",
     vocab_size: Count | None = None,
     tokenizer_path: str | None = None,
     context: Count = 64,
@@ -69,8 +66,8 @@ def make(
     read = digest(train.fingerprint, fields)
     held = Records(len(texts), str, texts.__getitem__, read)
     codec = learn_tokenizer(lambda _: held, tokenizer, vocab_size, tokenizer_path, root, 0)
-    first = codec.encode([row[text] for row in found.rows])
-    second = codec.encode([row[pair] for row in found.rows]) if pair else None
+    first = codec.encode([row[text] for row in found.rows], bare=True)
+    second = codec.encode([row[pair] for row in found.rows], bare=True) if pair else None
     labels = np.array([number[row[label]] for row in found.rows], np.int32)
     make_row = functools.partial(_row, first, second, labels, context, codec)
     dtypes = dict(tokens=np.int32, segments=np.int32, types=np.int32)
@@ -83,7 +80,7 @@ def make(
     batches, rows = make_batches(make_row, len(labels), spec=spec, batch=batch, **order)
     info = dict(labels=len(classes), classes=classes, context=context)
     info["num_types"] = 1 if pair is None else 2
-    info |= dict(vocab_size=codec.vocab_size + SPECIAL, tokenizer=codec.kind)
+    info |= dict(vocab_size=codec.size_with(codec.mask, codec.first), tokenizer=codec.kind)
     info["tokenizer_fingerprint"] = codec.fingerprint
     info["fingerprint"] = digest(found.fingerprint, codec.fingerprint, context, fields, classes)
     return Source(spec, info, -(-len(labels) // batch), batches, rows, codec)
@@ -104,7 +101,7 @@ def encode(
         keep = max(room // 2, room - short)
         first, second = first[:keep], second[:keep]
         second = second[: room - len(first)]
-    parts = [[codec.vocab_size + 1], first[:room], [codec.end]]
+    parts = [[codec.first], first[:room], [codec.end]]
     parts += [] if second is None else [second, [codec.end]]
     ids = np.concatenate(parts).astype(np.int32)
     row = {name: np.zeros(context, np.int32) for name in ("tokens", "segments", "types")}

@@ -30,7 +30,7 @@ from research.data import tokenizer as tokenizers
 from research.data.corrupt import mask, mask_count, span_shapes, spans
 from research.data.readers import Records
 from research.data.source import Batch, RecordError, Source, cached, make_batches, skip_record
-from research.data.tokenizer import Tokenizer
+from research.data.tokenizer import Kind, Tokenizer
 from research.lookup import find
 
 FORMAT = 1  # of the cache: raise it when what is written changes
@@ -40,7 +40,7 @@ def make(
     reader: str = "stdlib",
     path: str | None = None,
     field: str = "text",
-    tokenizer: Literal["bytes", "characters", "bpe"] = "bpe",
+    tokenizer: Kind = "bpe",
     vocab_size: Count | None = None,
     tokenizer_path: str | None = None,
     context: Count = 128,
@@ -70,7 +70,7 @@ def make(
     and tokenizers (None: $ANNEAL_CACHE, else ~/.cache/anneal).
 
     info["num_tokens"] are the predictions of one pass, info["num_bytes"] the UTF-8 bytes they spell
-    (None when packing "none" cuts documents short).
+    (None when packing "none" cuts documents short, or the tokenizer loses spaces).
     Raises InputError for text that cannot be used, RecordError for a corrupt document.
     """
     import jax  # here, as worker processes import this file and do without: 44 MB, not 155
@@ -104,10 +104,12 @@ def make(
         names += ["segments", "positions"]
         info["num_tokens"] = int(_open(plan / "spans.npy")[:, 1].sum())
         info["num_bytes"] = info["num_bytes"] if info["num_tokens"] == num_tokens else None
-    extra = 0
+    info["num_bytes"] = info["num_bytes"] if codec.lossless else None
+    special: list[int] = []
     if objective == "masked":
-        # The mask, and the token that sentences.py begins a text with.
-        row, extra = functools.partial(mask, row, codec, mask_rate, whole_words), 2
+        # `first` too: the model may judge sentences later.
+        row, special = functools.partial(mask, row, codec, mask_rate, whole_words), [codec.mask]
+        special += [codec.first]
         names += ["segments", "positions"]
         info |= dict(predictions=mask_count(context, mask_rate), num_bytes=None)
     shapes = dict.fromkeys(names, context)
@@ -115,11 +117,12 @@ def make(
         if packing == "documents":
             raise InputError("spans are cut from one text a row; set packing=stream or none")
         row = functools.partial(spans, row, codec, context, mask_rate, span_length)
-        width, height, extra = span_shapes(context, mask_rate, span_length)
+        width, height, count = span_shapes(context, mask_rate, span_length)
+        special = list(codec.sentinels(count))
         shapes = dict(inputs=width, input_segments=width)
         shapes |= dict(tokens=height, targets=height, segments=height, weight=height)
         info["num_bytes"] = None
-    info |= dict(vocab_size=codec.vocab_size + extra, context=context, tokenizer=codec.kind)
+    info |= dict(vocab_size=codec.size_with(*special), context=context, tokenizer=codec.kind)
     info["tokenizer_fingerprint"] = codec.fingerprint
     corruption = () if objective == "next" else (objective, mask_rate, whole_words, span_length)
     info["fingerprint"] = digest(key, packing, context, *corruption)

@@ -1,32 +1,47 @@
-"""Text to ids and back: bytes, characters, byte-level BPE (Radford et al. 2019), or what a
-tokenizer.json of the tokenizers package says ("package").
+"""Text to ids and back: bytes, characters, byte-level BPE (Radford et al. 2019), Unigram over bytes
+(arXiv:1804.10959), WordPiece (Schuster and Nakajima 2012, as BERT cuts words: what stands between
+words is lost), or what a tokenizer.json of the tokenizers package says ("package").
 
     tokenizer = train("bpe", texts, vocab_size=2048); ids = tokenizer.encode(["x = 1"])[0]
     tokenizer.save("tokenizer.json"); load("tokenizer.json").decode(ids)
 
 `end` ends a document and no text encodes to it. It is the last id, vocab_size - 1, but in a
 package's, where the folder that it came from names it.
+
+Objectives need more ids that no text encodes to: `mask`, `first`, `sentinels`. A package's
+tokenizer that has them ([MASK], [CLS], <extra_id_0>) keeps its own, so that weights trained with it
+serve; for all others they lie behind the vocabulary, vocab_size and up.
 """
 
 import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from etils import epath
 
 from research.arguments import InputError
+from research.data.pieces import learn
+
+Kind = Literal["bytes", "characters", "bpe", "unigram", "wordpiece"]
+LEARNED = ("bpe", "unigram", "wordpiece")  # by the tokenizers package
+# What the special ids are called in prompts and answers, and in the vocabularies of packages.
+MASK, FIRST, SENTINEL = "[MASK]", "[CLS]", "<extra_id_{}>"
+NAMES = {"mask": (MASK, "<mask>"), "first": (FIRST, "<s>")}
+SPECIAL = re.compile(r"\[MASK\]|<extra_id_\d+>")
 
 
 class Tokenizer(NamedTuple):
     """A value that pickles; its encoder is built on first use."""
 
-    kind: str  # bytes, characters, bpe or package
+    kind: str  # bytes, characters, bpe, unigram, wordpiece or package
     vocabulary: str = ""  # the characters in order of their ids, or JSON of the tokenizers package
     end_id: int | None = None  # of a package's
+    start_id: int | None = None  # what a decoder begins with, where that is not `end`
 
     @property
     def vocab_size(self) -> int:
@@ -38,35 +53,100 @@ class Tokenizer(NamedTuple):
         """The id that ends a document."""
         if self.kind == "package":
             return self.end_id
-        if self.kind == "bpe":
+        if self.kind in LEARNED:
             return _package_tokenizer(self.vocabulary).get_vocab_size()
         return 256 if self.kind == "bytes" else len(self.vocabulary)
 
     @property
+    def start(self) -> int:
+        """The id that a decoder begins with."""
+        return self.end if self.start_id is None else self.start_id
+
+    @property
+    def mask(self) -> int:
+        """The id that stands for a token to be filled in."""
+        return self._special("mask", self.vocab_size)
+
+    @property
+    def first(self) -> int:
+        """The id that a text to be judged begins with."""
+        return self._special("first", self.vocab_size + 1)
+
+    def sentinels(self, count: int) -> np.ndarray:
+        """Returns the ids that stand for `count` spans of a text. Raises InputError when a package
+        has some, but fewer."""
+        own = [SENTINEL.format(i) for i in range(count)]
+        if self.kind != "package" or self._id(own[0]) is None:
+            return self.vocab_size + np.arange(count, dtype=np.int32)
+        found = [self._id(name) for name in own]
+        if None in found:
+            raise InputError(
+                f"the tokenizer has {found.index(None)} sentinels like {own[0]}, and a row of spans"
+                f" needs {count}: set a smaller context, or a larger span_length"
+            )
+        return np.array(found, np.int32)
+
+    def size_with(self, *ids: int) -> int:
+        """Returns the size of a vocabulary that has these special ids too."""
+        return max([self.vocab_size, *(int(i) + 1 for i in ids)])
+
+    @property
+    def lossless(self) -> bool:
+        """Whether texts come back as they were, so that their bytes may be counted."""
+        return self.kind in ("bytes", "characters", "bpe", "unigram")
+
+    def pieces(self) -> list[str]:
+        """Returns what each id is called in the vocabulary of a package: "##ing", "▁the"; or its
+        text."""
+        if self.kind in ("wordpiece", "package"):
+            names = _package_tokenizer(self.vocabulary).get_vocab()
+            spelled = {i: name for name, i in names.items()}
+            return [spelled.get(i, "") for i in range(self.vocab_size)]
+        return ["" if i == self.end else self.decode([i]) for i in range(self.vocab_size)]
+
+    def _special(self, name: str, otherwise: int) -> int:
+        known = (self._id(text) for text in NAMES[name]) if self.kind == "package" else ()
+        return next((i for i in known if i is not None), otherwise)
+
+    def _id(self, name: str) -> int | None:
+        return _package_tokenizer(self.vocabulary).token_to_id(name)
+
+    @property
     def fingerprint(self) -> str:
         """Equal for equal tokenizers."""
-        end = "" if self.end_id is None else f" {self.end_id}"
-        return hashlib.sha256(f"{self.kind} {self.vocabulary}{end}".encode()).hexdigest()
+        more = "".join(f" {i}" for i in (self.end_id, self.start_id) if i is not None)
+        return hashlib.sha256(f"{self.kind} {self.vocabulary}{more}".encode()).hexdigest()
 
-    def encode(self, texts: list[str]) -> list[np.ndarray]:
+    def encode(self, texts: list[str], bare: bool = False) -> list[np.ndarray]:
         """Returns the ids of each text, int32; a package's begin with what its model expects there
-        (<s>), and names of special tokens in a text are spelled, not obeyed. Raises InputError for
-        what has no id."""
+        (<s>) unless `bare`, and names of special tokens in a text are spelled, not obeyed. Raises
+        InputError for what has no id."""
         data = _utf8(texts)
         if self.kind == "bytes":
             return [np.frombuffer(item, np.uint8).astype(np.int32) for item in data]
-        if self.kind in ("bpe", "package"):
-            batch = _package_tokenizer(self.vocabulary).encode_batch_fast(texts)
+        if self.kind in (*LEARNED, "package"):
+            package = _package_tokenizer(self.vocabulary)
+            batch = package.encode_batch_fast(texts, add_special_tokens=not bare)
             rows = [np.array(encoding.ids, np.int32) for encoding in batch]
             # Some end each text themselves: here that is for those to do who know it is over.
             return [row[:-1] if len(row) and row[-1] == self.end else row for row in rows]
         return [self._find(text) for text in texts]
 
+    def encode_prompt(self, text: str) -> np.ndarray:
+        """Returns the bare ids of a text in which [MASK] and <extra_id_0> are obeyed."""
+        plain, names = SPECIAL.split(text), SPECIAL.findall(text)
+        parts = self.encode(plain, bare=True)
+        for at, name in reversed(list(enumerate(names, 1))):
+            number = None if name == MASK else int(name[10:-1])
+            one = [self.mask] if number is None else self.sentinels(number + 1)[-1:]
+            parts.insert(at, np.array(one, np.int32))
+        return np.concatenate(parts)
+
     def locate(self, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Returns for each text its ids, without what a package's model expects around them, and
         spans (t, 2) int32: the characters from which to which each token stands. A character that
         is several tokens belongs whole to each."""
-        if self.kind in ("bpe", "package"):
+        if self.kind in (*LEARNED, "package"):
             _utf8(texts)
             found = []
             for encoding in _package_tokenizer(self.vocabulary).encode_batch(texts):
@@ -96,9 +176,14 @@ class Tokenizer(NamedTuple):
             )
         return ids.astype(np.int32)
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of `ids` without `end`; broken UTF-8 becomes U+FFFD."""
+    def decode(self, ids: Iterable[int], sentinels: bool = False) -> str:
+        """Returns the text of `ids` without `end`; broken UTF-8 becomes U+FFFD. What lies behind
+        the vocabulary is left out, or spelled as the sentinels that it is then taken for."""
         end, size = self.end, self.vocab_size
+        if sentinels:
+            groups = itertools.groupby(map(int, ids), lambda i: max(i - size, -1))
+            parts = (SENTINEL.format(n) if n >= 0 else self.decode(part) for n, part in groups)
+            return " ".join(part.strip() for part in parts)
         ids = [int(i) for i in ids if i != end and i < size]
         if self.kind == "bytes":
             return bytes(ids).decode("utf-8", errors="replace")
@@ -127,7 +212,7 @@ def load(path: str) -> Tokenizer:
         if "kind" not in values and "model" in values:
             return _load_package(epath.Path(path), text)
         tokenizer = Tokenizer(**values)
-        known = tokenizer.kind in ("bytes", "characters", "bpe", "package")
+        known = tokenizer.kind in (*get_args(Kind), "package")
         if not known or not 0 <= tokenizer.end < tokenizer.vocab_size or tokenizer.vocab_size < 2:
             raise ValueError(f"kind {tokenizer.kind!r}")
     except InputError:
@@ -141,6 +226,7 @@ def _load_package(path: epath.Path, text: str) -> Tokenizer:
     """The end of a text by the first file that names it: eos_token, or the [SEP] of BERT."""
     known = _package_tokenizer(text)
     ends: list[int | None] = []
+    start = None
     for name in ("tokenizer_config.json", "generation_config.json", "config.json"):
         file = path.parent / name
         values = json.loads(file.read_text()) if file.exists() else {}
@@ -150,13 +236,14 @@ def _load_package(path: epath.Path, text: str) -> Tokenizer:
             ends += [known.token_to_id(token)] if isinstance(token, str) else []
         ids = values.get("eos_token_id")  # some models have several
         ends += (ids[:1] if isinstance(ids, list) else [ids]) if ids is not None else []
+        start = values.get("decoder_start_token_id") if start is None else start
     if not ends:
         raise InputError(
             f"{path}: no file beside it names the token that ends a text; write "
             '{"eos_token": "<|endoftext|>"}, or what it is called there, into '
             f"{path.parent / 'tokenizer_config.json'}"
         )
-    tokenizer = Tokenizer("package", text, ends[0])
+    tokenizer = Tokenizer("package", text, ends[0], start)
     if not isinstance(tokenizer.end, int) or not 0 <= tokenizer.end < tokenizer.vocab_size:
         raise InputError(
             f"{path}: the end of a text is said to be {tokenizer.end!r}, which is none of its "
@@ -166,12 +253,14 @@ def _load_package(path: epath.Path, text: str) -> Tokenizer:
 
 
 def train(kind: str, texts: Iterable[str], vocab_size: int | None = None) -> Tokenizer:
-    """Returns a tokenizer learned from `texts` with at most `vocab_size` ids (None: 2,048 for bpe,
-    no limit otherwise). Raises InputError if it cannot be so small."""
-    if kind == "bpe":
-        return Tokenizer(kind, _train_bpe(texts, vocab_size or 2048))
-    characters = set(itertools.chain.from_iterable(texts)) if kind == "characters" else ""
-    tokenizer = Tokenizer(kind, "".join(sorted(characters)))
+    """Returns a tokenizer learned from `texts` with at most `vocab_size` ids (None: 2,048 for those
+    that learn pieces, no limit otherwise). Raises InputError if it cannot be so small."""
+    if kind in LEARNED:
+        vocab_size = vocab_size or 2048
+        tokenizer = Tokenizer(kind, learn(kind, texts, vocab_size, _package()))
+    else:
+        characters = set(itertools.chain.from_iterable(texts)) if kind == "characters" else ""
+        tokenizer = Tokenizer(kind, "".join(sorted(characters)))
     if tokenizer.vocab_size > (vocab_size or tokenizer.vocab_size):
         raise InputError(f"vocab_size={vocab_size}, but {kind} need {tokenizer.vocab_size}")
     return tokenizer
@@ -181,7 +270,9 @@ def _package() -> Any:
     try:
         import tokenizers
     except ImportError:
-        raise InputError("bpe needs the tokenizers package: pip install 'anneal[nlp]'") from None
+        raise InputError(
+            "pieces of words need the tokenizers package: pip install 'anneal[nlp]'"
+        ) from None
     return tokenizers
 
 
@@ -201,31 +292,19 @@ def _package_size(vocabulary: str) -> int:
     return max(_package_tokenizer(vocabulary).get_vocab().values()) + 1  # ids may have holes
 
 
-def _train_bpe(texts: Iterable[str], vocab_size: int) -> str:
-    if vocab_size < 257:
-        raise InputError(f"vocab_size={vocab_size} is too small for bpe; expected 257 or more")
-    package = _package()
-    level = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe = package.Tokenizer(package.models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = level, package.decoders.ByteLevel()
-    # `end` is not a special token of the package: its name in a text would become the id.
-    trainer = package.trainers.BpeTrainer(
-        vocab_size=vocab_size - 1, initial_alphabet=sorted(level.alphabet()), show_progress=False
-    )
-    bpe.train_from_iterator(texts, trainer)
-    return bpe.to_str()
-
-
-def to_package(tokenizer: Tokenizer) -> tuple[str, str] | None:
+def to_package(tokenizer: Tokenizer, special: Sequence[str] = ()) -> tuple[str, str] | None:
     """Returns a tokenizer as the text of a Hugging Face tokenizer.json, and what its end is called
-    there; None for bytes and characters, which that package does not have."""
-    if tokenizer.kind not in ("bpe", "package"):
+    there; None for bytes and characters, which that package does not have. `special` are the names
+    of the ids behind the vocabulary, as far as the tokenizer does not have them."""
+    if tokenizer.kind not in (*LEARNED, "package"):
         return None
     package = _package().Tokenizer.from_str(tokenizer.vocabulary)
     if tokenizer.kind == "package":
-        return tokenizer.vocabulary, package.id_to_token(tokenizer.end)
-    name = "<|endoftext|>"
-    while package.token_to_id(name) is not None:  # learned from a text that is full of it
-        name = f"<{name}>"
-    package.add_special_tokens([name])
+        name = package.id_to_token(tokenizer.end)
+    else:
+        name = "<|endoftext|>"
+        while package.token_to_id(name) is not None:  # learned from a text that is full of it
+            name = f"<{name}>"
+        package.add_special_tokens([name])
+    package.add_special_tokens([one for one in special if package.token_to_id(one) is None])
     return package.to_str(), name

@@ -126,7 +126,7 @@ def test_random_tokens_are_drawn_from_all_ids_but_the_end():
     """Of a package's tokenizer the `end` may be any id."""
 
     class Codec:
-        vocab_size, end = 10, 3
+        vocab_size, end, first, mask = 10, 3, 11, 10
 
     row = lambda *_: {"tokens": np.full(4_000, 5), "weight": np.ones(4_000)}  # noqa: E731
     made = corrupt.mask(row, Codec, 0.5, False, 0, 0, np.random.default_rng(0))

@@ -111,6 +111,21 @@ def test_a_folder_that_holds_something_is_left_alone(run, tmp_path, capsys):
     assert main(["export", f"--workdir={tmp_path}", f"--output={tmp_path / 'out'}"]) == 2
 
 
+@pytest.mark.parametrize("model", ["bert", "t5"])
+def test_special_ids_have_names_in_the_exported_tokenizer(model, tmp_path):
+    from research.export import _tokenizer_files
+
+    ours = tokenizer_lib.train("bpe", TEXTS, 300)
+    shape = dict(name=model, vocab_size=ours.vocab_size + 2)
+    for name, content in _tokenizer_files(ours, shape).items():
+        (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    back = tokenizer_lib.load(tmp_path / "tokenizer.json")
+    special = (back.mask, back.first) if model == "bert" else back.sentinels(2)
+    assert list(special) == [ours.vocab_size, ours.vocab_size + 1]
+    assert back.vocab_size == ours.vocab_size + 2 and back.end == ours.end
+    np.testing.assert_array_equal(back.encode(TEXTS)[0], ours.encode(TEXTS)[0])
+
+
 @pytest.fixture
 def llama_like(tmp_path):
     """A tokenizer that begins and ends texts, cuts and pads them, as published ones do."""
