@@ -39,3 +39,13 @@ def whole(text, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     train(load(text), str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running():
+    yield
+    from tests.faulty_runs import STARTED
+
+    while STARTED:
+        with STARTED.pop() as process:
+            process.kill()

@@ -49,6 +49,9 @@ def committed(folder):
     return max(steps, default=0)
 
 
+STARTED = []  # what `start` started: a test that fails must leave nothing running (conftest.py)
+
+
 def start(text, workdir, *more, **options):
     args = ["--" + text for text in overrides(text, *more)]
     code = (
@@ -59,13 +62,18 @@ def start(text, workdir, *more, **options):
         "r = train.train(made, sys.argv[1]); sys.exit(75 if r.preempted else 0)\n"
     )
     command = [sys.executable, "-c", code, str(workdir), str(text), *args]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    STARTED.append(
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+        )
     )
+    return STARTED[-1]
 
 
-def until(condition, process, seconds=60):
+def until(condition, process, seconds=180):
     end = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None and time.monotonic() < end, process.stdout.read()
+        if process.poll() is not None or time.monotonic() > end:
+            process.kill()  # or its output would have no end to read to
+            raise AssertionError(process.stdout.read())
         time.sleep(0.002)
