@@ -78,7 +78,7 @@ def test_adapters_resume_to_the_same_bit_and_are_exported_merged(text, tmp_path)
     run, adapted = build.build(folder), build.build(spec)
     state = fresh_state(run, str(tmp_path / "new"))
     assert not any("lora" in path for path in tree.flatten(state.params))
-    tokens = np.arange(16).reshape(1, 16)
+    tokens = np.arange(128).reshape(8, 16)
     with jax.set_mesh(run.mesh):
         ours = run.model.apply(build.weights(state, "raw"), tokens)[0]
         variables, *_ = restore_weights(str(whole), adapted, "latest", None)
