@@ -23,6 +23,14 @@ def adamw(
     )
 
 
+def bert_adamw(peak: float, *, warmup: int) -> dict:
+    """Returns an optim section: AdamW and a linear decline, as BERT has them (1810.04805)."""
+    optim = adamw(peak, warmup=warmup, final=0.0, decay=0.01, b2=0.999)
+    optim["adam"]["eps"] = 1e-6
+    optim["lr"]["schedule"] = "linear"
+    return optim
+
+
 def _scheduled(peak: float, warmup: int, final: float) -> dict:
     return dict(peak=peak, schedule="cosine", warmup=warmup, final=final)
 
@@ -118,4 +126,23 @@ def schedule_free_adamw(
             schedule_free=dict(b1=b1, decay=decay, rules=NO_DECAY),
         ),
         gradients=dict(chain=("schedule_free",)),
+    )
+
+
+def tiny_text(config: dict, **model: object) -> dict:
+    """Returns the config of a large language model as one that takes seconds and needs no file: two
+    layers of 32 on bytes of Python's own library. `model` is what else must be small."""
+    large = ("vocab_size", "context", "remat")
+    shape = {key: value for key, value in config["model"].items() if key not in large}
+    return dict(
+        seed=config["seed"],
+        steps=20,
+        batch=8,
+        model=shape | dict(num_layers=2, num_heads=2, width=32) | model,
+        task={key: value for key, value in config["task"].items() if key != "vocab_size"},
+        data=dict(name="text", reader="stdlib", tokenizer="bytes", context=32),
+        optim=adamw(1e-3, warmup=5),
+        eval=dict(every=10),
+        checkpoint=dict(every=10),
+        log=dict(every=5),
     )

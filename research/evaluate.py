@@ -66,7 +66,12 @@ def evaluate(
     source = build.make_source(config, split or config.eval.split)
     build.decide(config, source.info)  # refuses data that is more than the model was made for
     with jax.set_mesh(run.mesh):
-        variables, number, _ = restore_weights(folder, run, step, weights)
+        variables, number, info = restore_weights(folder, run, step, weights)
+        if info.get("items") != source.info.get("items"):
+            raise InputError(
+                f"{config.data.path} has other items than the run was trained with: their numbers "
+                "would mean others; evaluate with the same data"
+            )
         result = evaluate_split(run, jax.jit(run.eval_step), variables, source)
     return {"step": number} | result
 

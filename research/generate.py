@@ -12,13 +12,13 @@ import numpy as np
 from research import build, workdir
 from research import config as config_lib
 from research.arguments import Count, InputError, NonNegative, Range, Seed, Size, check
-from research.data import questions, sentences
+from research.data import interactions, questions, sentences
 from research.data import tokenizer as tokenizer_lib
 from research.data.corrupt import pair
 from research.data.tokenizer import MASK
 from research.decode import fill, sample
 from research.evaluate import restore_weights
-from research.tasks import span
+from research.tasks import recommend, span
 
 WINDOWS = 8  # of a passage at a time
 
@@ -48,11 +48,13 @@ def generate(
     - span: QUESTION, a tab and a PASSAGE give the "text" of the answer there, the character at
       which it has its "start", and as "score" how far its logits are above those of no answer;
       without an answer "text" is empty and "start" None.
+    - recommend: items separated by spaces, or by tabs where their names have spaces, give the
+      task's `top` next "items", each with its probability.
 
     A result depends on its prompt, the seed and its place in the order, not on the other prompts.
     `max_tokens` None: what the context has room for, and of span the task's max_answer. Raises
-    InputError for a prompt that leaves no room, a character the tokenizer does not know, or
-    sampling numbers out of range.
+    InputError for a prompt that leaves no room, a character or an item that the run does not know,
+    or sampling numbers out of range.
     """
     prompts = list(prompts)
     hints = typing.get_type_hints(generate, include_extras=True)
@@ -64,7 +66,8 @@ def generate(
     if task not in ANSWERS:
         raise InputError(f"generate has no answer for task {task!r}; {', '.join(ANSWERS)} have one")
     run = build.build(config, with_data=False)
-    tokenizer = tokenizer_lib.load(workdir.epath.Path(folder) / "tokenizer.json")
+    path = workdir.epath.Path(folder) / "tokenizer.json"
+    tokenizer = None if task == "recommend" else tokenizer_lib.load(path)
     numbers["top_k"] = min(top_k, config.model.get("vocab_size") or top_k)
     answer = ANSWERS[task](run, tokenizer, prompts, max_tokens, numbers)
     with jax.set_mesh(run.mesh):
@@ -236,12 +239,52 @@ def _found(
     return answer
 
 
+def _recommended(
+    run: Any, tokenizer: Any, prompts: list[str], max_tokens: int | None, numbers: dict
+) -> Callable:
+    context, task = run.config.data.context, run.config.task
+
+    @jax.jit
+    def search(variables: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
+        inputs = (batch[name] for name in ("tokens", "segments", "positions"))
+        hidden, head = run.model.apply(variables, *inputs, method="encode")[0]
+        where = (recommend.last(batch["segments"] > 0), task.vocab_size, task.exclude_history)
+        scores = recommend.score(hidden, head, batch, *where)
+        return jax.lax.top_k(jax.nn.softmax(scores), min(task.top, task.vocab_size))
+
+    def row(prompt: str, number: dict[str, int]) -> dict[str, np.ndarray]:
+        names = prompt.split("\t") if "\t" in prompt else prompt.split()
+        for name in names:
+            if name not in number:
+                raise InputError(
+                    f"the item {name!r} of the prompt {prompt[:40]!r} is not among the "
+                    f"{len(number)} that the run was trained with; leave it out"
+                )
+        if not names:
+            raise InputError(f"the prompt {prompt[:40]!r} has no items; name some")
+        return interactions.encode(np.array([number[name] for name in names]), context)
+
+    def answer(variables: dict, info: dict, chosen: range, keys: jax.Array) -> list[dict]:
+        number = {name: index for index, name in enumerate(info["items"])}
+        rows = [row(prompts[index], number) for index in chosen]
+        batch = {name: np.stack([one[name] for one in rows]) for name in rows[0]}
+        results = []
+        for chances, ids in zip(*map(np.asarray, search(variables, batch)), strict=True):
+            pairs = zip(ids, chances, strict=True)
+            found = {info["items"][i]: float(chance) for i, chance in pairs if chance > 0}
+            results.append({"items": found})
+        return results
+
+    return answer
+
+
 ANSWERS = {
     "causal_lm": _continued,
     "seq2seq": _answered,
     "masked_lm": _filled,
     "classify": _classified,
     "span": _found,
+    "recommend": _recommended,
 }
 
 

@@ -38,7 +38,7 @@ AVERAGED = re.compile(r"^(ema/params|ema/model_state|frozen/params)/")
 # part of a plan (a longer context, a head of its own), and are said; the last are free.
 FIXED = ("norm", "norm_epsilon", "mlp", "bias")
 SAID = ("head", "positions", "rope_theta", "max_distance", "tie_embeddings", "window", "top_k")
-SAID += ("capacity", "base_width", "num_layers", "decoder_layers")
+SAID += ("capacity", "room", "base_width", "num_layers", "decoder_layers")
 FREE = ("labels", "dropout", "attention", "remat", "scan", "unroll")
 
 Plan = dict[str, tuple[str, str | None]]  # of each path: what happens to it, and its source

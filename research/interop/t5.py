@@ -4,6 +4,7 @@ v1.0 ties its head and scales the states before it, v1.1 does neither. The table
 positions lies in the first block of each side.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from research.interop import Family, Shape, Tensor, padded
@@ -86,48 +87,51 @@ def complete(model: dict[str, Any], shapes: dict[str, Shape]) -> dict[str, Any]:
 
 def tensors(model: dict[str, Any]) -> list[Tensor]:
     """Returns all tensors of a config.model."""
+    one = lambda theirs, ours, _: feed_forward(model, f"{theirs}.DenseReluDense", f"{ours}/mlp")  # noqa: E731
+    return around(model, one)
+
+
+def around(model: dict[str, Any], last: Callable[[str, str, int], list[Tensor]]) -> list[Tensor]:
+    """Returns all tensors but the feed-forwards, which last(theirs, ours, layer) gives."""
     d, vocab = model["width"], model["vocab_size"]
     table = [Tensor("shared.weight", (vocab, d), {"embed": (padded(vocab), d)})]
     if not model["tie_embeddings"]:
-        table.append(_linear("lm_head", (d, vocab), "head", (d, padded(vocab))))
+        table.append(linear("lm_head", (d, vocab), "head", (d, padded(vocab))))
     for side, layers in (("encoder", "num_layers"), ("decoder", "decoder_layers")):
         shape, attention = (model["buckets"], model["num_heads"]), "block.0.layer.0.SelfAttention"
         name = f"{side}.{attention}.relative_attention_bias.weight"
         table.append(Tensor(name, shape, {f"{side}/distances": shape}))
         table.append(_norm(f"{side}.final_layer_norm", f"{side}/norm", d))
-        for i in range(model[layers]):
-            table += _block(model, f"{side}.block.{i}.layer", f"{side}/layers/{i}", side)
+        parts = {"attention": "SelfAttention"}
+        parts |= {"cross": "EncDecAttention"} if side == "decoder" else {}
+        for layer in range(model[layers]):
+            theirs, ours = f"{side}.block.{layer}.layer", f"{side}/layers/{layer}"
+            for i, (path, name) in enumerate(parts.items()):
+                table.append(_norm(f"{theirs}.{i}.layer_norm", f"{ours}/norm{i + 1}", d))
+                table += _attention(model, f"{theirs}.{i}.{name}", f"{ours}/{path}")
+            table += last(f"{theirs}.{len(parts)}", ours, layer)
+            table.append(_norm(f"{theirs}.{len(parts)}.layer_norm", f"{ours}/norm3", d))
     return table
 
 
-def _block(model: dict[str, Any], theirs: str, ours: str, side: str) -> list[Tensor]:
+def feed_forward(model: dict[str, Any], theirs: str, ours: str) -> list[Tensor]:
+    """Returns the tensors of a feed-forward, of an expert too."""
     d, f = model["width"], model["mlp_width"]
-    parts = [("SelfAttention", "attention")]
-    if side == "decoder":
-        parts.append(("EncDecAttention", "cross"))
-    table = []
-    for i, (name, path) in enumerate(parts):
-        table.append(_norm(f"{theirs}.{i}.layer_norm", f"{ours}/norm{i + 1}", d))
-        table += _attention(model, f"{theirs}.{i}.{name}", f"{ours}/{path}")
-    last = len(parts)
     gated = {"gate": "wi_0", "up": "wi_1"} if model["mlp"] == "geglu" else {"up": "wi"}
-    for x, name in gated.items():
-        name = f"{theirs}.{last}.DenseReluDense.{name}"
-        table.append(_linear(name, (d, f), f"{ours}/mlp/{x}", (d, f)))
-    table.append(_linear(f"{theirs}.{last}.DenseReluDense.wo", (f, d), f"{ours}/mlp/down", (f, d)))
-    return [*table, _norm(f"{theirs}.{last}.layer_norm", f"{ours}/norm3", d)]
+    table = [linear(f"{theirs}.{x}", (d, f), f"{ours}/{name}", (d, f)) for name, x in gated.items()]
+    return [*table, linear(f"{theirs}.wo", (f, d), f"{ours}/down", (f, d))]
 
 
 def _attention(model: dict[str, Any], theirs: str, ours: str) -> list[Tensor]:
     d, heads, dim = model["width"], model["num_heads"], model["head_dim"]
     table = [
-        _linear(f"{theirs}.{x}", (d, heads * dim), f"{ours}/{x}", (d, heads, dim)) for x in "qkv"
+        linear(f"{theirs}.{x}", (d, heads * dim), f"{ours}/{x}", (d, heads, dim)) for x in "qkv"
     ]
-    return [*table, _linear(f"{theirs}.o", (heads * dim, d), f"{ours}/out", (heads, dim, d))]
+    return [*table, linear(f"{theirs}.o", (heads * dim, d), f"{ours}/out", (heads, dim, d))]
 
 
-def _linear(theirs: str, sizes: Shape, ours: str, shape: Shape) -> Tensor:
-    """Of a Linear from sizes[0] to sizes[1]."""
+def linear(theirs: str, sizes: Shape, ours: str, shape: Shape) -> Tensor:
+    """Returns the tensor of a Linear from sizes[0] to sizes[1]."""
     return Tensor(f"{theirs}.weight", sizes[::-1], {ours: shape}, transpose=True)
 
 

@@ -4,6 +4,7 @@
   renormalised top-k weights of Mixtral (arXiv:2401.04088).
 - capacity c: an expert takes at most c x top_k x t / e tokens of a text of t, in their order; the
   others pass by (Switch, arXiv:2101.03961). All shapes are static, and so are all-to-alls.
+- room r: the same with at most r tokens, however long the text is, as transformers counts.
 
 With a cache, that is while generating, nothing is dropped: a text may not depend on its neighbours.
 What the router did with a batch stays in the model's state as a Routing: tasks turn it into the
@@ -69,13 +70,14 @@ class Experts(nnx.Module):
         out_std: float,
         precision: str,
         rngs: nnx.Rngs,
+        room: int | None = None,
     ) -> None:
         if precision in ("int8", "fp8"):
             raise InputError(
                 f"config.precision={precision}: products of experts have no such form; use bf16"
             )
         self.count, self.top_k, self.capacity, self.kind = count, top_k, capacity, kind
-        self.precision = precision
+        self.precision, self.room = precision, room
         self.router = param(rngs, (width, count), ("embed", "router"), std)
         self.experts = Weights(count, width, hidden, kind, std, out_std, precision, rngs)
         self.load = Routing(jnp.zeros(count))  # tokens of an expert / tokens: sums to top_k
@@ -99,7 +101,7 @@ class Experts(nnx.Module):
         self.load[...] = taken_btke.sum((0, 1, 2)) / tokens
         self.importance[...] = (probability_bte * real_bt[..., None]).sum((0, 1)) / tokens
         self.z[...] = ((jax.nn.logsumexp(logits_bte, -1) ** 2) * real_bt).sum() / tokens
-        if self.capacity is None or cached:
+        if cached or (self.capacity is None and self.room is None):
             return self._dropless(x_btd, gates_btk, chosen_btk)
         y_btd, kept = self._within_capacity(x_btd, gates_btk, taken_btke, train)
         self.dropped[...] = 1 - kept / (tokens * self.top_k)
@@ -111,7 +113,8 @@ class Experts(nnx.Module):
         """Gathers the tokens of each expert and text into (b, e, c, d), and spreads the results."""
         batch, length, width = x_btd.shape
         pairs = length * self.top_k
-        room = min(length, max(1, int(self.capacity * pairs / self.count)))
+        room = self.room or max(1, int(self.capacity * pairs / self.count))
+        room = min(length, room)
         # Earlier tokens come first, so that no token's place depends on those after it.
         taken_bne = taken_btke.reshape(batch, pairs, self.count)
         place_bne = jnp.where(taken_bne > 0, jnp.cumsum(taken_bne, 1) - 1, room).astype(jnp.int32)

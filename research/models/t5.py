@@ -57,6 +57,7 @@ def make(
     experts: Count | None = None,
     top_k: Count = 1,
     capacity: Positive | None = 1.25,
+    room: Count | None = None,
     experts_every: Count = 2,
     attention: Literal["auto", "xla"] = "auto",
     remat: Remat = "none",
@@ -66,7 +67,8 @@ def make(
     precision: Precision = "fp32",
 ) -> Model:
     """Returns the model. vocab_size None: what the data says; decoder_layers None: as many as the
-    encoder's. `buckets` of relative distances, the last from `max_distance` on.
+    encoder's. `buckets` of relative distances, the last from `max_distance` on. `room` instead of
+    `capacity`: the tokens of a text that an expert takes, however long the text is.
 
     Raises InputError for layers that are no multiple of `experts_every`, or top_k over experts.
     """
@@ -78,6 +80,8 @@ def make(
             f"buckets={buckets}, max_distance={max_distance}: expected buckets a multiple of 4 and "
             "a distance above half of them"
         )
+    if room is not None and (experts is None or capacity is not None):
+        raise InputError(f"room={room} needs experts, and capacity=None in place of {capacity}")
     decoder_layers = decoder_layers or num_layers
     for count in (num_layers, decoder_layers):
         if experts is not None and (count % experts_every or top_k > experts):
@@ -120,6 +124,7 @@ class Block(nnx.Module):
         sizes = dict(kind=a["mlp"], std=width**-0.5, out_std=a["mlp_width"] ** -0.5)
         if sparse:
             routes = dict(count=a["experts"], top_k=a["top_k"], capacity=a["capacity"])
+            routes["room"] = a["room"]
             self.moe = Experts(width, a["mlp_width"], **routes, **sizes, **shared)
         else:
             self.mlp = MLP(width, a["mlp_width"], bias=False, **sizes, **shared)

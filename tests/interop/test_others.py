@@ -54,7 +54,7 @@ def test_the_outputs_of_a_loaded_folder_equal_those_of_transformers(family, tmp_
     }[weights.model["name"]]()
     found, _ = model.apply({"params": loaded, "model_state": state}, *inputs)
     for i, ours in enumerate(found if isinstance(found, tuple) else (found,)):
-        decoder = family.startswith("t5")
+        decoder = family.startswith(("t5", "switch"))
         compare(ours[..., :97], theirs[f"outputs/{i}"], batch["segments"], 1e-5, decoder)
 
 
@@ -99,6 +99,19 @@ UNSUPPORTED = {
         dict(num_layers=None),
         dict(num_experts=8),
     ),
+    "switch": (
+        dict(encoder_sparse_step=1),
+        dict(decoder_sparse_step=0),
+        dict(encoder_sparse_step=3, decoder_sparse_step=3),
+        dict(router_dtype="bfloat16"),
+        dict(router_bias=True),
+        dict(num_selected_experts=2),
+        dict(dense_act_fn="silu"),
+        dict(feed_forward_proj="gated-gelu"),
+        dict(expert_capacity=0),
+        dict(num_experts=0),
+        dict(num_layers="two"),
+    ),
 }
 
 
@@ -111,7 +124,8 @@ def test_a_config_that_our_model_does_not_compute_is_refused_by_name(family, cha
     with pytest.raises(InputError) as error:
         interop.load(str(tmp_path / "hf"))
     text = str(error.value)
-    assert next(iter(change)).removesuffix("s") in text and "config.json" in text
+    named = next(iter(change)).removesuffix("s") in text or "wrong kind" in text
+    assert named and "config.json" in text
     assert "\n" not in text
 
 
@@ -124,6 +138,9 @@ def test_a_config_that_our_model_does_not_compute_is_refused_by_name(family, cha
         ("bert_mlm", dict(mlp="swiglu"), "bert has no mlp='swiglu'"),
         ("t5_v1.0", dict(experts=4), "t5 has no experts=4"),
         ("t5_v1.0", dict(mlp="gelu"), "t5 has no mlp='gelu'"),
+        ("switch", dict(room=None, capacity=1.25), "switch_transformers has no capacity=1.25"),
+        ("switch", dict(top_k=2), "switch_transformers has no top_k=2"),
+        ("switch", dict(mlp="geglu"), "switch_transformers has no mlp='geglu'"),
     ],
 )
 def test_a_model_of_no_family_is_not_exported(family, change, reason, tmp_path):
@@ -246,6 +263,35 @@ def test_the_layout_of_t5_is_that_of_the_published_files(tmp_path):
         np.testing.assert_array_equal(files.read(name), value, err_msg=name)
     equal(interop.load(str(tmp_path / "hf")), params)
     assert interop.load(str(tmp_path / "hf")).model["decoder_layers"] == 1
+
+
+def test_the_layout_of_switch_is_that_of_the_published_files(tmp_path):
+    _, params = folder(tmp_path / "hf", "switch", num_layers=4, decoder_layers=2)
+    files = tensor_files.open_folder(tmp_path / "hf")
+    dense, sparse = (params["encoder"]["layers"][f"turn{i}of2"] for i in (0, 1))
+    at = "encoder.block"
+    for name, value in {
+        f"{at}.2.layer.1.mlp.wi.weight": dense["mlp"]["up"][1].T,
+        f"{at}.3.layer.1.mlp.router.classifier.weight": sparse["moe"]["router"][1].T,
+        f"{at}.3.layer.1.mlp.experts.expert_2.wo.weight": sparse["moe"]["experts"]["down"][1, 2].T,
+        f"{at}.3.layer.0.SelfAttention.k.weight": sparse["attention"]["k"][1].reshape(32, 32).T,
+        f"{at}.2.layer.1.layer_norm.weight": dense["norm3"]["scale"][1],
+    }.items():
+        np.testing.assert_array_equal(files.read(name), value, err_msg=name)
+    written = json.loads((tmp_path / "hf" / "config.json").read_text())
+    steps = {key: value for key, value in written.items() if "sparse" in key}
+    assert steps == dict(
+        num_sparse_encoder_layers=2,
+        num_sparse_decoder_layers=1,
+        encoder_sparse_step=2,
+        decoder_sparse_step=2,
+    )
+    # The steps follow from the numbers where a file does not say them.
+    edit(tmp_path / "hf", encoder_sparse_step=None, decoder_sparse_step=None)
+    equal(interop.load(str(tmp_path / "hf")), params)
+    edit(tmp_path / "hf", num_sparse_decoder_layers=2)
+    with pytest.raises(InputError, match="encoder_sparse_step=2, decoder_sparse_step=1 is not"):
+        interop.load(str(tmp_path / "hf"))
 
 
 def test_a_file_of_t5_with_its_embedding_thrice_is_read(tmp_path):

@@ -9,7 +9,7 @@ from flax import nnx
 from research import sharding, tree
 from research.arguments import InputError
 from research.flops import count
-from research.models import gpt
+from research.models import gpt, t5
 from research.models.experts import Experts
 from research.models.layers import activate
 from research.tasks import causal_lm, routing
@@ -31,8 +31,9 @@ MIXTRAL = dict(
 )
 
 
-def layer(capacity=None, top_k=2, kind="swiglu", precision="fp32"):
+def layer(capacity=None, top_k=2, kind="swiglu", precision="fp32", room=None):
     sizes = dict(count=4, top_k=top_k, capacity=capacity, kind=kind, precision=precision)
+    sizes["room"] = room
     return Experts(8, 12, **sizes, std=0.5, out_std=0.5, rngs=nnx.Rngs(0))
 
 
@@ -47,6 +48,7 @@ def reference(moe, x, segments=None):
     x, out = np.asarray(x, np.float64), np.zeros(x.shape)
     pairs = x.shape[1] * moe.top_k
     room = x.shape[1] if moe.capacity is None else max(1, int(moe.capacity * pairs / moe.count))
+    room = moe.room or room
     dropped = 0
     for b in range(len(x)):
         logits = x[b] @ np.asarray(moe.router[...], np.float64)
@@ -93,6 +95,18 @@ def test_the_state_counts_what_was_served_and_dropped():
     np.testing.assert_allclose(moe.dropped[...], dropped / 60, rtol=1e-6)
     np.testing.assert_allclose(moe.load[...].sum(), 2, rtol=1e-6)
     np.testing.assert_allclose(moe.importance[...].sum(), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("room", [1, 3, 50])
+def test_a_room_is_that_of_a_text_however_long_it_is(room):
+    moe = layer(None, 1, "relu", room=room)
+    for length in (6, 12):
+        x = jax.random.normal(jax.random.key(1), (2, length, 8))
+        want, dropped = reference(moe, x)
+        np.testing.assert_allclose(moe(x, None, train=True), want, atol=2e-5)
+        np.testing.assert_allclose(moe.dropped[...], dropped / (2 * length), atol=1e-6)
+    with pytest.raises(InputError, match="room=3 needs experts, and capacity=None"):
+        t5.make(vocab_size=97, experts=4, room=3)
 
 
 def test_nothing_is_dropped_without_a_capacity_however_uneven_the_router():
