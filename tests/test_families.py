@@ -22,6 +22,7 @@ FAMILIES = {
     "t5": ("t5.py:tiny", "import sys", "text"),
     "switch": ("t5.py:tiny_switch", "import sys", "text"),
     "classes": ("sentiment.py:tiny", "import sys", "label"),
+    "tags": ("tagging.py:tiny", "import sys", "tags"),
     "pairs": ("translation.py:tiny", "importsys", "text"),
 }
 ONCE = ("switch",)  # in every run of the tests; the others among the slow ones
@@ -34,7 +35,7 @@ SHORT += ("config.checkpoint.every=3", "config.log.tensorboard=False")
 
 def load(name, text):
     given = [*SHORT, "config.model.dropout=0.1", "config.eval.batch=64"]
-    if name not in ("classes", "pairs"):
+    if name not in ("classes", "tags", "pairs"):
         given += ["config.data.reader=files", f"config.data.path={text}"]
     return config_lib.load(f"configs/nlp/{FAMILIES[name][0]}", given)
 
@@ -59,7 +60,7 @@ def test_a_family_trains_resumes_to_the_same_bit_and_answers(name, text, tmp_pat
     alone = list(generate(str(whole), [prompt], max_tokens=4, temperature=0.0))
     both = list(generate(str(whole), [prompt, prompt + " x"], max_tokens=4, temperature=0.0))
     assert key in alone[0] and alone[0]["prompt"] == prompt
-    if key in ("text", "label"):
+    if key in ("text", "label", "tags"):
         assert alone[0][key] == both[0][key]
 
 
