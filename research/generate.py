@@ -44,7 +44,8 @@ def generate(
       begins a text, as documents in training do: after an end token.
     - seq2seq: the same, what the prompt becomes: its translation, its answer, its lost spans, each
       behind the <extra_id_0>, <extra_id_1> ... that stands for it in the prompt.
-    - masked_lm: "text" with each [MASK] filled, and for each the five likeliest "candidates".
+    - masked_lm, pretrain: "text" with each [MASK] filled, and for each the five likeliest
+      "candidates".
     - classify: "label" and "probabilities"; the sentences of a pair are separated by a tab.
     - tag: "words", what stands between spaces, and their "tags"; where those are of entities, each
       of these: its "text", "type", and "words", the first one and the one behind it.
@@ -145,6 +146,8 @@ def _filled(
     context, mask = run.config.model.context, tokenizer.mask
     encoded = []
     before = tokenizer.encode([""])[0]  # of a package: [CLS], and then [SEP] behind
+    if run.config.task.name == "pretrain":  # which has seen no text without
+        before = [tokenizer.first]
     behind = [tokenizer.end] if len(before) else []
     for prompt in prompts:
         parts = before, tokenizer.encode_prompt(prompt), behind
@@ -271,6 +274,7 @@ ANSWERS = {
     "causal_lm": _continued,
     "seq2seq": _answered,
     "masked_lm": _filled,
+    "pretrain": _filled,
     "classify": _classified,
     "tag": _tagged,
     "span": _found,

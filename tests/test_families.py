@@ -19,6 +19,7 @@ from research.train import train
 FAMILIES = {
     "moe": ("gpt.py:tiny_moe", "import", "text"),
     "bert": ("bert.py:tiny", "imp[MASK]rt s[MASK]s", "candidates"),
+    "next_sentence": ("bert.py:tiny_nsp", "imp[MASK]rt s[MASK]s", "candidates"),
     "t5": ("t5.py:tiny", "import sys", "text"),
     "switch": ("t5.py:tiny_switch", "import sys", "text"),
     "classes": ("sentiment.py:tiny", "import sys", "label"),

@@ -3,14 +3,14 @@
     data = dict(name="tags", path="conll2003", word=0, tag=-1)
 
 Each word is tokenised by itself, all but the first behind a space; its first token has its tag
-(arXiv:1810.04805, section 5.3). A row is a first token (codec.vocab_size + 1), words, `end`. What
+(arXiv:1810.04805, section 5.3). A row is tokenizer.first, words, `end`. What
 a row has no room for goes into another, so that every word is asked for once.
 """
 
 import functools
 import os
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,9 +19,8 @@ from research.data import conll
 from research.data.readers import Records
 from research.data.source import Batch, Source, make_batches
 from research.data.text import digest, learn_tokenizer
-from research.data.tokenizer import Tokenizer
+from research.data.tokenizer import Kind, Tokenizer
 
-SPECIAL = 2  # the mask, as in corrupt.py, and the first token
 
 
 class Part(NamedTuple):
@@ -45,7 +44,7 @@ def make(
     path: str | None = None,
     word: int = 0,
     tag: int = -1,
-    tokenizer: Literal["bytes", "characters", "bpe"] = "bpe",
+    tokenizer: Kind = "bpe",
     vocab_size: Count | None = None,
     tokenizer_path: str | None = None,
     context: Count = 128,
@@ -97,7 +96,7 @@ def make(
     order = dict(seed=seed, shuffle=split == "train", repeat=split == "train", workers=workers)
     batches, rows = make_batches(row, len(parts), spec=spec, batch=batch, **order)
     info |= dict(labels=len(classes), classes=classes, context=context, tokenizer=codec.kind)
-    info |= dict(vocab_size=codec.vocab_size + SPECIAL, tokenizer_fingerprint=codec.fingerprint)
+    info |= dict(vocab_size=codec.size_with(codec.mask, codec.first), tokenizer_fingerprint=codec.fingerprint)
     info["fingerprint"] = digest(found.fingerprint, codec.fingerprint, context, classes)
     gold = None if split == "train" else _gold(found.sentences, parts)
     return Source(spec, info, count, batches, rows, codec, gold)
@@ -113,7 +112,7 @@ def divide(
 ) -> tuple[list[Part], dict[str, int]]:
     """Returns the rows of sentences, in their order, and what was counted."""
     pieces = [f" {word}" if i else word for words in sentences for i, word in enumerate(words)]
-    tokens = iter(ids for ids, _ in codec.locate(pieces))
+    tokens = iter(codec.encode(pieces, bare=True))
     room, parts = context - 2, []
     info = dict(sentences=len(sentences), words=len(pieces), divided=0, cut=0, without_tokens=0)
     for number, words in enumerate(sentences):
@@ -122,7 +121,7 @@ def divide(
             ids = next(tokens)
             info["cut"] += len(ids) > room
             info["without_tokens"] += not len(ids)
-            ids = ids[:room] if len(ids) else np.array([codec.vocab_size])
+            ids = ids[:room] if len(ids) else np.array([codec.mask])
             if length + len(ids) > room:
                 parts.append(_part(number, index - len(held), held, codec))
                 held, length = [], 0
@@ -135,7 +134,7 @@ def divide(
 
 def _part(sentence: int, first: int, words: list[np.ndarray], codec: Tokenizer) -> Part:
     places = 1 + np.cumsum([0, *map(len, words)])[:-1]
-    tokens = np.concatenate([[codec.vocab_size + 1], *words, [codec.end]]).astype(np.int32)
+    tokens = np.concatenate([[codec.first], *words, [codec.end]]).astype(np.int32)
     return Part(sentence, first, tokens, places)
 
 

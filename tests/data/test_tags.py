@@ -129,10 +129,10 @@ def test_every_word_is_in_one_row_however_long_its_sentence(sentences, context):
 
 def test_a_word_of_which_the_tokenizer_leaves_nothing_is_a_mask():
     class Codec:
-        vocab_size, end = 10, 9
+        end, mask, first = 9, 10, 11
 
-        def locate(self, texts):
-            return [(np.array([3] * (text.strip() != "\x7f"), np.int32), None) for text in texts]
+        def encode(self, texts, bare):
+            return [np.array([3] * (text.strip() != "\x7f"), np.int32) for text in texts]
 
     (part,), info = tags.divide([["a", "\x7f", "b"]], 8, Codec())
     assert part.tokens.tolist() == [11, 3, 10, 3, 9] and part.places.tolist() == [1, 2, 3]
