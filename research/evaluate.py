@@ -57,6 +57,18 @@ def evaluate(
     """Evaluates a checkpoint of a workdir; `step` is "latest", "best" or a number, `weights` "raw"
     or "ema" (None: ema when the run kept one), `overrides` change the stored config (another mesh,
     another text). Raises InputError for what is not there."""
+    run, source = reopen(folder, split, overrides)
+    with jax.set_mesh(run.mesh):
+        variables, number, _ = restore_weights(folder, run, step, weights)
+        result = evaluate_split(run, jax.jit(run.eval_step), variables, source)
+    return {"step": number} | result
+
+
+def reopen(
+    folder: str, split: str | None, overrides: Sequence[str] = ()
+) -> tuple[build.Run, Source]:
+    """Returns a workdir's run and a split of its data (None: the one it is evaluated on), with the
+    tokenizer of the run. Raises InputError for data that the model was not made for."""
     config = config_lib.override(workdir.existing_config(folder), overrides)
     tokenizer = workdir.epath.Path(folder) / "tokenizer.json"
     # Another text would give another tokenizer: the run's own is used.
@@ -65,10 +77,7 @@ def evaluate(
     run = build.build(config, with_data=False)
     source = build.make_source(config, split or config.eval.split)
     build.decide(config, source.info)  # refuses data that is more than the model was made for
-    with jax.set_mesh(run.mesh):
-        variables, number, _ = restore_weights(folder, run, step, weights)
-        result = evaluate_split(run, jax.jit(run.eval_step), variables, source)
-    return {"step": number} | result
+    return run, source
 
 
 def restore_weights(

@@ -3,10 +3,10 @@ whether the second segment follows the first.
 
     data = dict(name="next_sentence", reader="files", path="texts", context=512)
 
-A row is tokenizer.first, segment A, `end`, and with `types` 1 segment B and
-another `end`. Segments are whole sentences: those of A follow each other in a document, and those
-of B follow A there (`labels` 0) or each other in another document (1). Which of the two, where A
-ends, the other document and the masks are drawn anew in each epoch, by the generator of the row.
+A row is tokenizer.first, segment A, `end`, and with `types` 1 segment B and another `end`. Segments
+are whole sentences: those of A follow each other in a document, and those of B follow A there
+(`labels` 0) or each other in another document (1). Which of the two, where A ends, the other
+document and the masks are drawn anew in each epoch, by the generator of the row.
 
 A sentence ends with a line, or a space behind . ! ?; one longer than half a row is cut. So each
 document is planned once as chunks of two sentences or more that fill a row. Of a chunk whose B
@@ -84,7 +84,9 @@ def make(
     spec = {n: jax.ShapeDtypeStruct((batch, *shape), kind) for n, (shape, kind) in shapes.items()}
     order = dict(seed=seed, shuffle=split == "train", repeat=split == "train", workers=workers)
     batches, rows = make_batches(row, info["pairs"], spec=spec, batch=batch, **order)
-    info |= dict(vocab_size=codec.size_with(codec.mask, codec.first), context=context, tokenizer=codec.kind)
+    info |= dict(
+        vocab_size=codec.size_with(codec.mask, codec.first), context=context, tokenizer=codec.kind
+    )
     info |= dict(num_types=2, predictions=mask_count(context - 3, mask_rate))
     info["tokenizer_fingerprint"] = codec.fingerprint
     info["fingerprint"] = digest(key, mask_rate, whole_words)
@@ -99,7 +101,9 @@ def _write(records: Records, codec: Tokenizer, room: int, folder: Path) -> None:
     with open(folder / f"tokens.{dtype}", "wb") as file:
         for index in range(records.count):
             found = [text for text in SENTENCE.findall(records.read(index)) if text.strip()]
-            parts = [part for ids in codec.encode(found, bare=True) for part in _cut(ids, room // 2)]
+            parts = [
+                part for ids in codec.encode(found, bare=True) for part in _cut(ids, room // 2)
+            ]
             for part in parts:
                 part.astype(dtype).tofile(file)
             chunks += [(a + len(sizes), b + len(sizes)) for a, b in _chunks(parts, room)]

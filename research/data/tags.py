@@ -3,8 +3,8 @@
     data = dict(name="tags", path="conll2003", word=0, tag=-1)
 
 Each word is tokenised by itself, all but the first behind a space; its first token has its tag
-(arXiv:1810.04805, section 5.3). A row is tokenizer.first, words, `end`. What
-a row has no room for goes into another, so that every word is asked for once.
+(arXiv:1810.04805, section 5.3). A row is tokenizer.first, words, `end`. What a row has no room for
+goes into another, so that every word is asked for once.
 """
 
 import functools
@@ -20,7 +20,6 @@ from research.data.readers import Records
 from research.data.source import Batch, Source, make_batches
 from research.data.text import digest, learn_tokenizer
 from research.data.tokenizer import Kind, Tokenizer
-
 
 
 class Part(NamedTuple):
@@ -96,7 +95,9 @@ def make(
     order = dict(seed=seed, shuffle=split == "train", repeat=split == "train", workers=workers)
     batches, rows = make_batches(row, len(parts), spec=spec, batch=batch, **order)
     info |= dict(labels=len(classes), classes=classes, context=context, tokenizer=codec.kind)
-    info |= dict(vocab_size=codec.size_with(codec.mask, codec.first), tokenizer_fingerprint=codec.fingerprint)
+    info |= dict(
+        vocab_size=codec.size_with(codec.mask, codec.first), tokenizer_fingerprint=codec.fingerprint
+    )
     info["fingerprint"] = digest(found.fingerprint, codec.fingerprint, context, classes)
     gold = None if split == "train" else _gold(found.sentences, parts)
     return Source(spec, info, count, batches, rows, codec, gold)
