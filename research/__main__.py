@@ -123,6 +123,14 @@ def parser() -> Parser:
     verb.add_argument("--seed", type=int, default=0)
     verb.set_defaults(verb=generate)
 
+    verb = verbs.add_parser("review", help="list the labels that a run doubts, for a person")
+    _add_weights(verb)
+    verb.add_argument("--output", required=True, metavar="FILE", help="lines of JSON, a new file")
+    verb.add_argument("--split", default="train", help="better: what the run has not learned from")
+    verb.add_argument("--top", type=int, metavar="N", help="default: all counted as wrong")
+    verb.add_argument("--by", default="margin", metavar="margin|confidence")
+    verb.set_defaults(verb=review)
+
     verb = verbs.add_parser("export", help="write a checkpoint as a Hugging Face folder")
     _add_weights(verb)
     verb.add_argument("--output", required=True, metavar="FOLDER", help="a new one")
@@ -224,6 +232,21 @@ def generate(arguments: argparse.Namespace, overrides: list[str]) -> int:
     with _writing(a.output) as output:
         for result in results:
             print(json.dumps(result, ensure_ascii=False), file=output, flush=True)
+    return 0
+
+
+def review(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """anneal review"""
+    from research.review import review
+
+    a = arguments
+    if Path(a.output).exists():  # it may hold a person's work
+        raise InputError(f"--output={a.output} is there already; name a new file")
+    with _writing(a.output) as output:
+        lines, count = review(a.workdir, a.split, a.top, a.by, a.step, a.weights, overrides)
+        for line in lines:
+            print(json.dumps(line, ensure_ascii=False), file=output)
+    print(f"{a.output}: {len(lines)} of {count} labels of split {a.split} are in doubt")
     return 0
 
 

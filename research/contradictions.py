@@ -73,7 +73,13 @@ def _order(chain: tuple[str, ...]) -> None:
 
 
 # What a task reads of BERT: with another head it would fail late, or compute nonsense.
-HEADS = {"masked_lm": "mlm", "classify": "classify", "span": "span"}
+HEADS = {
+    "masked_lm": "mlm",
+    "pretrain": "pretrain",
+    "classify": "classify",
+    "tag": "tag",
+    "span": "span",
+}
 
 
 def _depths(config: dict) -> None:

@@ -57,6 +57,24 @@ def evaluate(
     """Evaluates a checkpoint of a workdir; `step` is "latest", "best" or a number, `weights` "raw"
     or "ema" (None: ema when the run kept one), `overrides` change the stored config (another mesh,
     another text). Raises InputError for what is not there."""
+    run, source = reopen(folder, split, overrides)
+    with jax.set_mesh(run.mesh):
+        variables, number, info = restore_weights(folder, run, step, weights)
+        for kind in ("items", "classes"):  # whose numbers would mean others
+            if info.get(kind) != source.info.get(kind):
+                raise InputError(
+                    f"{run.config.data.path} has other {kind} than the run was trained with; "
+                    "evaluate with data of the same"
+                )
+        result = evaluate_split(run, jax.jit(run.eval_step), variables, source)
+    return {"step": number} | result
+
+
+def reopen(
+    folder: str, split: str | None, overrides: Sequence[str] = ()
+) -> tuple[build.Run, Source]:
+    """Returns a workdir's run and a split of its data (None: the one it is evaluated on), with the
+    tokenizer of the run. Raises InputError for data that the model was not made for."""
     config = config_lib.override(workdir.existing_config(folder), overrides)
     tokenizer = workdir.epath.Path(folder) / "tokenizer.json"
     # Another text would give another tokenizer: the run's own is used.
@@ -65,15 +83,7 @@ def evaluate(
     run = build.build(config, with_data=False)
     source = build.make_source(config, split or config.eval.split)
     build.decide(config, source.info)  # refuses data that is more than the model was made for
-    with jax.set_mesh(run.mesh):
-        variables, number, info = restore_weights(folder, run, step, weights)
-        if info.get("items") != source.info.get("items"):
-            raise InputError(
-                f"{config.data.path} has other items than the run was trained with: their numbers "
-                "would mean others; evaluate with the same data"
-            )
-        result = evaluate_split(run, jax.jit(run.eval_step), variables, source)
-    return {"step": number} | result
+    return run, source
 
 
 def restore_weights(

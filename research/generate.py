@@ -1,5 +1,6 @@
 """Answers from a trained workdir, prompt by prompt, jitted: texts are continued, answered or
-translated, masks filled, classes named, answers found in passages, as the run's task has it."""
+translated, masks filled, classes named, words tagged, answers found in passages, as the run's task
+has it."""
 
 import functools
 import typing
@@ -12,13 +13,13 @@ import numpy as np
 from research import build, workdir
 from research import config as config_lib
 from research.arguments import Count, InputError, NonNegative, Range, Seed, Size, check
-from research.data import interactions, questions, sentences
+from research.data import interactions, questions, sentences, tags
 from research.data import tokenizer as tokenizer_lib
 from research.data.corrupt import pair
 from research.data.tokenizer import MASK
 from research.decode import fill, sample
 from research.evaluate import restore_weights
-from research.tasks import recommend, span
+from research.tasks import recommend, span, tag
 
 WINDOWS = 8  # of a passage at a time
 
@@ -43,8 +44,11 @@ def generate(
       begins a text, as documents in training do: after an end token.
     - seq2seq: the same, what the prompt becomes: its translation, its answer, its lost spans, each
       behind the <extra_id_0>, <extra_id_1> ... that stands for it in the prompt.
-    - masked_lm: "text" with each [MASK] filled, and for each the five likeliest "candidates".
+    - masked_lm, pretrain: "text" with each [MASK] filled, and for each the five likeliest
+      "candidates".
     - classify: "label" and "probabilities"; the sentences of a pair are separated by a tab.
+    - tag: "words", what stands between spaces, and their "tags"; where those are of entities, each
+      of these: its "text", "type", and "words", the first one and the one behind it.
     - span: QUESTION, a tab and a PASSAGE give the "text" of the answer there, the character at
       which it has its "start", and as "score" how far its logits are above those of no answer;
       without an answer "text" is empty and "start" None.
@@ -145,6 +149,8 @@ def _filled(
     context, mask = run.config.model.context, tokenizer.mask
     encoded = []
     before = tokenizer.encode([""])[0]  # of a package: [CLS], and then [SEP] behind
+    if run.config.task.name == "pretrain":  # which has seen no text without
+        before = [tokenizer.first]
     behind = [tokenizer.end] if len(before) else []
     for prompt in prompts:
         parts = before, tokenizer.encode_prompt(prompt), behind
@@ -196,6 +202,34 @@ def _classified(
         chances = np.asarray(apply(variables, tokens, segments, None, types))
         named = [dict(zip(info["classes"], map(float, row), strict=True)) for row in chances]
         return [{"label": max(one, key=one.get), "probabilities": one} for one in named]
+
+    return answer
+
+
+def _tagged(
+    run: Any, tokenizer: Any, prompts: list[str], max_tokens: int | None, numbers: dict
+) -> Callable:
+    context = run.config.data.context
+    split = [prompt.split() for prompt in prompts]
+    apply = jax.jit(lambda v, *inputs: run.model.apply(v, *inputs)[0].argmax(-1))
+
+    def label(variables: dict, info: dict, words: list[str]) -> dict:
+        parts, _ = tags.divide([words], context, tokenizer)
+        names = []
+        for part in parts:  # one at a time: one shape, one compilation
+            row = tags.fill(part, context)
+            best = np.asarray(apply(variables, row["tokens"][None], row["segments"][None]))[0]
+            names += [info["classes"][i] for i in best[part.places]]
+        result = {"words": words, "tags": names}
+        if tag.mark_entities(info["classes"]):
+            result["entities"] = [
+                {"text": " ".join(words[a:b]), "type": kind, "words": [a, b]}
+                for a, b, kind in tag.entities(names)
+            ]
+        return result
+
+    def answer(variables: dict, info: dict, chosen: range, keys: jax.Array) -> list[dict]:
+        return [label(variables, info, split[index]) for index in chosen]
 
     return answer
 
@@ -282,7 +316,9 @@ ANSWERS = {
     "causal_lm": _continued,
     "seq2seq": _answered,
     "masked_lm": _filled,
+    "pretrain": _filled,
     "classify": _classified,
+    "tag": _tagged,
     "span": _found,
     "recommend": _recommended,
 }

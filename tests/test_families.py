@@ -19,9 +19,11 @@ from research.train import train
 FAMILIES = {
     "moe": ("gpt.py:tiny_moe", "import", "text"),
     "bert": ("bert.py:tiny", "imp[MASK]rt s[MASK]s", "candidates"),
+    "next_sentence": ("bert.py:tiny_nsp", "imp[MASK]rt s[MASK]s", "candidates"),
     "t5": ("t5.py:tiny", "import sys", "text"),
     "switch": ("t5.py:tiny_switch", "import sys", "text"),
     "classes": ("sentiment.py:tiny", "import sys", "label"),
+    "tags": ("tagging.py:tiny", "import sys", "tags"),
     "pairs": ("translation.py:tiny", "importsys", "text"),
     "items": ("recommend.py:tiny", "1 2 3", "items"),
 }
@@ -35,7 +37,7 @@ SHORT += ("config.checkpoint.every=3", "config.log.tensorboard=False")
 
 def load(name, text):
     given = [*SHORT, "config.model.dropout=0.1", "config.eval.batch=64"]
-    if name not in ("classes", "pairs", "items"):
+    if name not in ("classes", "tags", "pairs", "items"):
         given += ["config.data.reader=files", f"config.data.path={text}"]
     return config_lib.load(f"configs/nlp/{FAMILIES[name][0]}", given)
 
@@ -61,7 +63,7 @@ def test_a_family_trains_resumes_to_the_same_bit_and_answers(name, text, tmp_pat
     longer = prompt + (" 4" if name == "items" else " x")
     both = list(generate(str(whole), [prompt, longer], max_tokens=4, temperature=0.0))
     assert key in alone[0] and alone[0]["prompt"] == prompt
-    if key in ("text", "label"):
+    if key in ("text", "label", "tags"):
         assert alone[0][key] == both[0][key]
 
 

@@ -8,16 +8,29 @@ whose `types` are 1. The table's forms are those of table.py.
 
 import functools
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from research.arguments import Count, InputError, Size
+from research.data import corrections as corrections_lib
 from research.data import table
 from research.data.readers import Records
 from research.data.source import Batch, Source, make_batches
 from research.data.text import digest, learn_tokenizer
 from research.data.tokenizer import Kind, Tokenizer
+
+
+class Examples(NamedTuple):
+    """The rows of a split as they were read, for people."""
+
+    texts: list[tuple[str, ...]]
+    labels: list[str]  # corrected
+    where: list[str]
 
 
 def make(
@@ -30,6 +43,7 @@ def make(
     vocab_size: Count | None = None,
     tokenizer_path: str | None = None,
     context: Count = 64,
+    corrections: str | None = None,
     workers: Size = 0,
     cache: str | None = None,
     *,
@@ -40,9 +54,11 @@ def make(
     """Returns batches of tokens, segments, types (batch, context) and labels (batch,) int32, and
     weight (batch,) float32. `columns` names those of a file without a header line; `text`, `pair`
     and `label` are columns. Longer texts are cut, the longer sentence of a pair first.
+    `corrections` is a file of other labels (corrections.py).
 
     info: labels, their number, and classes, their names in the order of their numbers, both of the
-    train split. Raises InputError for a label that the train split does not have.
+    train split, and corrected, how many labels are others by the corrections. Raises InputError for
+    a label that the train split does not have.
     """
     import jax
 
@@ -55,10 +71,15 @@ def make(
         raise InputError(f"{path} has no rows for split {split}")
     classes = sorted({row[label] for row in train.rows}, key=_order)
     number = {name: index for index, name in enumerate(classes)}
-    for row, where in zip(found.rows, found.names, strict=True):
-        if row[label] not in number:
+    names, changed, wanted = [row[label] for row in found.rows], 0, ()
+    if corrections is not None:
+        splits = _keys(found, train, path, columns, fields)
+        names, changed, wanted = corrections_lib.correct(corrections, classes, splits)
+        print(f"{corrections}: {changed} labels of split {split} corrected", file=sys.stderr)
+    for name, where in zip(names, found.names, strict=True):
+        if name not in number:
             raise InputError(
-                f"{where}: label {row[label]!r} is not among those of the train split: "
+                f"{where}: label {name!r} is not among those of the train split: "
                 + ", ".join(classes)
             )
     root = Path(cache or os.environ.get("ANNEAL_CACHE") or "~/.cache/anneal").expanduser()
@@ -68,7 +89,7 @@ def make(
     codec = learn_tokenizer(lambda _: held, tokenizer, vocab_size, tokenizer_path, root, 0)
     first = codec.encode([row[text] for row in found.rows], bare=True)
     second = codec.encode([row[pair] for row in found.rows], bare=True) if pair else None
-    labels = np.array([number[row[label]] for row in found.rows], np.int32)
+    labels = np.array([number[name] for name in names], np.int32)
     make_row = functools.partial(_row, first, second, labels, context, codec)
     dtypes = dict(tokens=np.int32, segments=np.int32, types=np.int32)
     spec = {name: jax.ShapeDtypeStruct((batch, context), dtype) for name, dtype in dtypes.items()}
@@ -78,12 +99,36 @@ def make(
     }
     order = dict(seed=seed, shuffle=split == "train", repeat=split == "train", workers=workers)
     batches, rows = make_batches(make_row, len(labels), spec=spec, batch=batch, **order)
-    info = dict(labels=len(classes), classes=classes, context=context)
+    info = dict(labels=len(classes), classes=classes, context=context, corrected=changed)
     info["num_types"] = 1 if pair is None else 2
     info |= dict(vocab_size=codec.size_with(codec.mask, codec.first), tokenizer=codec.kind)
     info["tokenizer_fingerprint"] = codec.fingerprint
-    info["fingerprint"] = digest(found.fingerprint, codec.fingerprint, context, fields, classes)
-    return Source(spec, info, -(-len(labels) // batch), batches, rows, codec)
+    parts = (found.fingerprint, codec.fingerprint, context, fields, classes)
+    # All corrections: those of another split too are part of the run.
+    info["fingerprint"] = digest(*parts, *([] if corrections is None else [wanted]))
+    examples = [tuple(row[name] for name in fields[:-1]) for row in found.rows]
+    gold = Examples(examples, names, found.names)
+    return Source(spec, info, -(-len(labels) // batch), batches, rows, codec, gold)
+
+
+def _keys(
+    found: table.Table,
+    train: table.Table,
+    path: str | None,
+    columns: tuple[str, ...] | None,
+    fields: tuple[str, ...],
+) -> Iterator[list[corrections_lib.Key]]:
+    """Yields what corrections know the rows of a split by: of `found`, and then of others."""
+
+    def keys(rows: list[dict[str, str]]) -> list[corrections_lib.Key]:
+        *texts, label = fields
+        return [(corrections_lib.digest([row[name] for name in texts]), row[label]) for row in rows]
+
+    yield keys(found.rows)
+    yield keys(train.rows)
+    for split in ("validation", "test"):
+        with suppress(InputError):  # there need not be one
+            yield keys(table.read(path, split, columns, fields).rows)
 
 
 def _order(name: str) -> tuple:

@@ -74,7 +74,8 @@ def _stdlib(split: str, lines: int = 20, documents: int = 200) -> Table:
     return _finished(rows, names)
 
 
-def _bytes(file: Path) -> bytes:
+def read_bytes(file: Path) -> bytes:
+    """Returns what a file, or a .gz, holds. Raises InputError if it cannot be read."""
     try:
         data = file.read_bytes()
         return gzip.decompress(data) if file.suffix == ".gz" else data
@@ -84,7 +85,7 @@ def _bytes(file: Path) -> bytes:
 
 def _lines(root: Path, name: str) -> bytes | None:
     found = next((f for f in (root / name, root / f"{name}.gz") if f.is_file()), None)
-    return None if found is None else _bytes(found)
+    return None if found is None else read_bytes(found)
 
 
 def _parallel(root: Path, stem: str, fields: tuple[str, ...], data: list[bytes]) -> Table:
@@ -102,7 +103,7 @@ def _parallel(root: Path, stem: str, fields: tuple[str, ...], data: list[bytes])
 def _table(
     file: Path, suffix: str, columns: tuple[str, ...] | None, fields: tuple[str, ...]
 ) -> Table:
-    text = decode(_bytes(file), str(file))
+    text = decode(read_bytes(file), str(file))
     names: list[str] = []
     if suffix in (".jsonl", ".json"):
         rows = []

@@ -85,7 +85,7 @@ def make(
     num_tokens, skipped = info["num_tokens"], set()
     for error in info["skipped"]:
         skip_record(error, skipped, skip_budget)
-    if len(_open(tokens)) != num_tokens + 1:
+    if len(open_array(tokens)) != num_tokens + 1:
         raise InputError(f"the cache {store} is damaged; delete it")
     if num_tokens < (needed := 1 if packing == "none" else context):
         advice = "set a smaller context, or give more text"
@@ -99,10 +99,10 @@ def make(
 
         plan = root / f"rows-{digest(FORMAT, key, packing, context)}"
         cached(plan, lambda to: write_plan(store / "offsets.npy", context, packing, to))
-        num_rows = len(_open(plan / "rows.npy")) - 1
+        num_rows = len(open_array(plan / "rows.npy")) - 1
         row = functools.partial(_packed, tokens, context, plan)
         names += ["segments", "positions"]
-        info["num_tokens"] = int(_open(plan / "spans.npy")[:, 1].sum())
+        info["num_tokens"] = int(open_array(plan / "spans.npy")[:, 1].sum())
         info["num_bytes"] = info["num_bytes"] if info["num_tokens"] == num_tokens else None
     info["num_bytes"] = info["num_bytes"] if codec.lossless else None
     special: list[int] = []
@@ -191,7 +191,8 @@ def _tokenise(records: Records, codec: Tokenizer, budget: int, folder: Path) -> 
 
 
 @functools.lru_cache(maxsize=16)
-def _open(file: Path) -> np.ndarray:
+def open_array(file: Path) -> np.ndarray:
+    """Returns the array in a .npy, or in a file whose suffix is its type; it is not read whole."""
     # By name, not by value, so that a worker process maps the file instead of receiving it.
     if file.suffix == ".npy":
         return np.load(file, mmap_mode="r").view(np.ndarray)
@@ -207,7 +208,7 @@ def _window(
     file: Path, context: int, seed: int | None, index: int, epoch: int, random: np.random.Generator
 ) -> Batch:
     """Row `index` of the stream, a circle: the array ends in the `end` that it begins with."""
-    tokens = _open(file)
+    tokens = open_array(file)
     total = len(tokens) - 1
     length = min(context, total - index * context)
     start = (index * context + (0 if seed is None else _phase(seed, epoch, context))) % total
@@ -218,8 +219,8 @@ def _window(
 def _packed(
     file: Path, context: int, plan: Path, index: int, epoch: int, random: np.random.Generator
 ) -> Batch:
-    first, last = _open(plan / "rows.npy")[index : index + 2]
-    return _fill(_open(file), _open(plan / "spans.npy")[first:last].tolist(), context)
+    first, last = open_array(plan / "rows.npy")[index : index + 2]
+    return _fill(open_array(file), open_array(plan / "spans.npy")[first:last].tolist(), context)
 
 
 def _fill(tokens: np.ndarray, spans: list[tuple[int, int]], context: int) -> Batch:

@@ -28,13 +28,29 @@ def make(vocab_size: Count | None = None, predictions: Count | None = None) -> T
         names = ("tokens", "segments", "positions", "types")
         inputs = (batch.get(name) for name in names)
         hidden_btd, state = model.apply(variables, *inputs, method="encode", key=key, train=train)
-        weight_bp, place_bp = jax.lax.top_k(batch["weight"], predictions)
-        chosen_bpd = jnp.take_along_axis(hidden_btd, place_bp[..., None], axis=1)
-        targets_bp = jnp.take_along_axis(batch["targets"], place_bp, axis=1)
         variables = variables | {"model_state": state}
-        (states, head), state = model.apply(variables, chosen_bpd, method="predict", train=train)
-        total, correct = cross_entropy(states, head, targets_bp, weight_bp, vocab_size=vocab_size)
-        weight = weight_bp.sum()
+        (total, correct, weight), state = fill(
+            model, variables, hidden_btd, batch, train, vocab_size, predictions
+        )
         return (total, weight), Aux(state, {"accuracy": (correct, weight)})
 
     return Task(loss, report)
+
+
+def fill(
+    model: Any,
+    variables: dict,
+    hidden_btd: jax.Array,
+    batch: dict,
+    train: bool,
+    vocab_size: int,
+    predictions: int,
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Any]:
+    """Returns the loss of the masked tokens, added, how many are right, and how many there are; and
+    the model's state."""
+    weight_bp, place_bp = jax.lax.top_k(batch["weight"], predictions)
+    chosen_bpd = jnp.take_along_axis(hidden_btd, place_bp[..., None], axis=1)
+    targets_bp = jnp.take_along_axis(batch["targets"], place_bp, axis=1)
+    (states, head), state = model.apply(variables, chosen_bpd, method="predict", train=train)
+    total, correct = cross_entropy(states, head, targets_bp, weight_bp, vocab_size=vocab_size)
+    return (total, correct, weight_bp.sum()), state

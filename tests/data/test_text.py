@@ -286,7 +286,7 @@ def test_a_truncated_cache_is_refused(folder, cache):
     (tokens,) = cache.glob("tokens-*/tokens.*")
     with open(tokens, "r+b") as file:
         file.truncate(100)
-    text._open.cache_clear()
+    text.open_array.cache_clear()
     with pytest.raises(InputError, match="tokens-.* is damaged; delete it"):
         make(folder)
 
