@@ -1,4 +1,4 @@
-"""decode(model, variables, inputs, key, **config) -> predictions."""
+"""decode(model, variables, inputs, key, **config) -> predictions. A search draws nothing: no key."""
 
 from collections.abc import Callable
 from typing import Any
