@@ -1,4 +1,4 @@
-"""decode(model, variables, inputs, key, **config) -> predictions. A search draws nothing: no key."""
+"""decode(model, variables, inputs, key, **config) -> predictions; a search needs no key."""
 
 from collections.abc import Callable
 from typing import Any
