@@ -27,7 +27,13 @@ EXTRAS = {
     # Workdirs in a bucket.
     "gcs": ["gcsfs>=2026.9"],
     # Fields. Each draws pictures into the workdir, so each brings matplotlib.
-    "nlp": ["tokenizers>=0.22", "safetensors>=0.5", "datasets>=4.0", "matplotlib>=3.9"],
+    "nlp": [
+        "tokenizers>=0.22",
+        "safetensors>=0.5",
+        "datasets>=4.0",
+        "sacrebleu>=2.5",
+        "matplotlib>=3.9",
+    ],
     "vision": ["pillow>=11", "tensorflow-datasets>=4.9.9", "matplotlib>=3.9"],
     "speech": ["soundfile>=0.13", "soxr>=1.0", "matplotlib>=3.9"],
     "study": ["optuna>=4.5", "cmaes>=0.12", "matplotlib>=3.9"],

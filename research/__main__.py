@@ -121,6 +121,8 @@ def parser() -> Parser:
     verb.add_argument("--top-k", type=int, default=0, help="0 keeps all")
     verb.add_argument("--top-p", type=float, default=1.0)
     verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--beams", type=int, metavar="N", help="beam search instead of sampling")
+    verb.add_argument("--length-penalty", type=float, metavar="A", help="of beams; default: 0.6")
     verb.set_defaults(verb=generate)
 
     verb = verbs.add_parser("review", help="list the labels that a run doubts, for a person")
@@ -227,6 +229,8 @@ def generate(arguments: argparse.Namespace, overrides: list[str]) -> int:
         top_k=a.top_k,
         top_p=a.top_p,
         seed=a.seed,
+        beams=a.beams,
+        length_penalty=a.length_penalty,
         overrides=overrides,
     )
     with _writing(a.output) as output:

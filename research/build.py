@@ -194,6 +194,20 @@ def make_source(config: ml_collections.FrozenConfigDict, split: str) -> Source:
     return make(**arguments(config.data), split=split, seed=config.seed, batch=batch)
 
 
+def judge(run: Run, source: Source) -> Callable | None:
+    """Returns what judges the decoded texts of a split, None where config.eval.beams asks for none.
+    Raises InputError where it cannot be: the task's answers are no texts, the data has none."""
+    if run.config.eval.beams is None:
+        return None
+    if run.task.judge is None or source.gold is None:
+        what = f"task {run.config.task.name} over data {run.config.data.name}"
+        raise InputError(
+            f"config.eval.beams={run.config.eval.beams}: {what} has no texts to judge by; leave it "
+            "out (seq2seq over pairs has)"
+        )
+    return run.task.judge(source.gold)
+
+
 def decide(config: ml_collections.FrozenConfigDict, info: dict) -> ml_collections.FrozenConfigDict:
     """Fills what model and task leave to the data (None), by name, from `info`.
 

@@ -22,6 +22,7 @@ from research import contradictions, lookup
 from research.arguments import (
     Count,
     InputError,
+    NonNegative,
     Positive,
     Precision,
     Rate,
@@ -51,7 +52,8 @@ SUPPLIED = {
 }
 # What may differ when a run is resumed: none of it changes the numbers a step computes.
 MAY_DIFFER = (
-    "mesh", "log", "checkpoint", "data.workers", "guard.replicas_every", "guard.hang_after"
+    "mesh", "log", "checkpoint", "data.workers", "guard.replicas_every", "guard.hang_after",
+    "eval.beams", "eval.length_penalty",
 )  # fmt: skip
 
 
@@ -111,8 +113,16 @@ def mesh(
     """Devices along each axis of the mesh."""
 
 
-def eval(every: Count | None = None, split: str = "validation", batch: Count | None = None) -> None:
-    """Steps between evaluations (None: at the end); `batch` None: the training batch."""
+def eval(
+    every: Count | None = None,
+    split: str = "validation",
+    batch: Count | None = None,
+    beams: Count | None = None,
+    length_penalty: NonNegative = 0.6,
+) -> None:
+    """Steps between evaluations (None: at the end); `batch` None: the training batch. `beams`: also
+    decode the split, by beam search with `length_penalty` (1: greedy), and judge the texts (None:
+    only `anneal evaluate` does, greedily)."""
 
 
 def checkpoint(

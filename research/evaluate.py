@@ -1,10 +1,13 @@
-"""A whole split through the evaluation step; sums add, so the padded last batch counts exactly."""
+"""A whole split through the evaluation step; sums add, so the padded last batch counts exactly.
+Where answers are texts it is decoded too, and judged as a corpus."""
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from research import build, workdir
@@ -13,6 +16,9 @@ from research.arguments import InputError
 from research.checkpoint import Checkpoints
 from research.data import tokenizer as tokenizer_lib
 from research.data.source import Source
+from research.decode import beam, until
+from research.models.functional import Model
+from research.sharding import constrain
 from research.step import TrainState
 
 
@@ -24,8 +30,10 @@ def evaluate_split(
     beat: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Returns the numbers of a whole split: each metric's sum over its weight, and the task's
-    report. `eval_step` is jitted; float64 sums on the host do not depend on the batch size. `beat`
-    is called for each batch: a watchdog's."""
+    report; with config.eval.beams also those of the decoded texts. `eval_step` is jitted; float64
+    sums on the host do not depend on the batch size. `beat` is called for each batch: a watchdog's.
+    """
+    judge = build.judge(run, source)
     totals: dict[str, tuple[Any, Any]] = {}
 
     def add(sums: dict) -> None:
@@ -44,7 +52,40 @@ def evaluate_split(
         raise InputError("the evaluation split is empty; check config.eval.split and the data")
     # Arrays, whose names begin with "_", are sums for the report alone.
     means = {n: float(x / weight) for n, (x, weight) in totals.items() if not n.startswith("_")}
-    return means | run.task.report(totals, source.info | {"gold": source.gold})
+    numbers = means | run.task.report(totals, source.info | {"gold": source.gold})
+    return numbers | judge(decode_split(run, variables, source, beat)) if judge else numbers
+
+
+def decode_split(
+    run: build.Run, variables: dict, source: Source, beat: Callable[[], None] = lambda: None
+) -> list[str]:
+    """Returns what the model makes of each input of a split, in their order: texts, found by a beam
+    search as config.eval has it, as long as the data's targets may be."""
+    rules, texts = run.config.eval, []
+    size, codec = source.spec["targets"].shape[1], source.tokenizer
+    model = run.model._replace(axes=None)
+    decode = _decoder(model, size, rules.beams, codec.start, codec.end)  # can be hashed
+    for batch in build.batches(run, source, one_pass=True):
+        beat()
+        tokens = np.asarray(decode(variables, batch, rules.length_penalty))
+        texts += [codec.decode(until(row, codec.end)) for row in tokens]
+    return texts[: len(source.gold)]  # the last batch is padded
+
+
+@functools.lru_cache(maxsize=2)  # a run's evaluations share one
+def _decoder(model: Model, size: int, beams: int, start: int, end: int) -> Callable:
+    @jax.jit
+    def decode(variables: dict, batch: dict, length_penalty: jax.Array) -> jax.Array:
+        inputs = {name: batch[name] for name in ("inputs", "input_segments")}
+        rows = len(batch["inputs"])
+        inputs["tokens"] = jnp.full((rows, 1), start, jnp.int32)
+        inputs["lengths"] = jnp.ones(rows, jnp.int32)
+        inputs["limits"] = size * batch["input_segments"][:, 0]  # rows of padding stop at once
+        options = dict(max_tokens=size, beams=beams, length_penalty=length_penalty, end=end)
+        tokens, _ = beam.decode(model, variables, inputs, **options)
+        return constrain(tokens, None, None)  # each host has all of them
+
+    return decode
 
 
 def evaluate(
@@ -56,8 +97,11 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluates a checkpoint of a workdir; `step` is "latest", "best" or a number, `weights` "raw"
     or "ema" (None: ema when the run kept one), `overrides` change the stored config (another mesh,
-    another text). Raises InputError for what is not there."""
+    another text). Texts are decoded and judged where task and data have such, greedily unless
+    config.eval.beams says otherwise. Raises InputError for what is not there."""
     run, source = reopen(folder, split, overrides)
+    if run.task.judge and source.gold is not None and run.config.eval.beams is None:
+        run = run._replace(config=config_lib.override(run.config, ["config.eval.beams=1"]))
     with jax.set_mesh(run.mesh):
         variables, number, info = restore_weights(folder, run, step, weights)
         for kind in ("items", "classes"):  # whose numbers would mean others

@@ -3,6 +3,7 @@ translated, masks filled, classes named, words tagged, answers found in passages
 has it."""
 
 import functools
+import inspect
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Any
@@ -17,7 +18,7 @@ from research.data import interactions, questions, sentences, tags
 from research.data import tokenizer as tokenizer_lib
 from research.data.corrupt import pair
 from research.data.tokenizer import MASK
-from research.decode import fill, sample
+from research.decode import beam, fill, sample, until
 from research.evaluate import restore_weights
 from research.tasks import recommend, span, tag
 
@@ -35,6 +36,8 @@ def generate(
     top_k: Size = 0,
     top_p: Annotated[float, Range(0, 1, above=True)] = 1.0,
     seed: Seed = 0,
+    beams: Count | None = None,
+    length_penalty: NonNegative | None = None,
     batch: int = 16,
     overrides: Sequence[str] = (),
 ) -> Iterator[dict]:
@@ -44,6 +47,8 @@ def generate(
       begins a text, as documents in training do: after an end token.
     - seq2seq: the same, what the prompt becomes: its translation, its answer, its lost spans, each
       behind the <extra_id_0>, <extra_id_1> ... that stands for it in the prompt.
+      With `beams` both are what a beam search found, and have its "score" (decode/beam.py;
+      `length_penalty` None: 0.6); there is nothing to sample then.
     - masked_lm, pretrain: "text" with each [MASK] filled, and for each the five likeliest
       "candidates".
     - classify: "label" and "probabilities"; the sentences of a pair are separated by a tab.
@@ -58,21 +63,26 @@ def generate(
     A result depends on its prompt, the seed and its place in the order, not on the other prompts.
     `max_tokens` None: what the context has room for, and of span the task's max_answer. Raises
     InputError for a prompt that leaves no room, a character or an item that the run does not know,
-    or sampling numbers out of range.
+    numbers out of range, or sampling numbers beside `beams`.
     """
     prompts = list(prompts)
     hints = typing.get_type_hints(generate, include_extras=True)
     numbers = dict(temperature=temperature, top_k=top_k, top_p=top_p)
-    for name, value in (numbers | dict(max_tokens=max_tokens, seed=seed)).items():
+    others = dict(max_tokens=max_tokens, beams=beams, length_penalty=length_penalty, seed=seed)
+    for name, value in (numbers | others).items():
         check(value, hints[name], f"--{name.replace('_', '-')}")
     config = config_lib.override(workdir.existing_config(folder), overrides)
     task = config.task.name
     if task not in ANSWERS:
         raise InputError(f"generate has no answer for task {task!r}; {', '.join(ANSWERS)} have one")
+    _refuse_beams(task, beams, length_penalty, numbers | dict(seed=seed))
     run = build.build(config, with_data=False)
     path = workdir.epath.Path(folder) / "tokenizer.json"
     tokenizer = None if task == "recommend" else tokenizer_lib.load(path)
     numbers["top_k"] = min(top_k, config.model.get("vocab_size") or top_k)
+    if beams is not None:
+        penalty = 0.6 if length_penalty is None else length_penalty
+        numbers = dict(beams=beams, length_penalty=penalty)
     answer = ANSWERS[task](run, tokenizer, prompts, max_tokens, numbers)
     with jax.set_mesh(run.mesh):
         variables, _, info = restore_weights(folder, run, step, weights)
@@ -83,6 +93,20 @@ def generate(
             found = answer(variables, info, chosen, keys[start : start + batch])
             for index, result in zip(chosen, found, strict=True):
                 yield {"prompt": prompts[index]} | result
+
+
+def _refuse_beams(
+    task: str, beams: int | None, length_penalty: float | None, sampling: dict
+) -> None:
+    if beams is None and length_penalty is not None:
+        raise InputError(f"--length-penalty={length_penalty} is of a beam search; add --beams=N")
+    if beams is not None and task not in ("causal_lm", "seq2seq"):
+        raise InputError(f"--beams={beams}: task {task} has one answer to search; leave it out")
+    parameters = inspect.signature(generate).parameters
+    for name, value in sampling.items() if beams is not None else ():
+        if value != parameters[name].default:
+            given = f"--{name.replace('_', '-')}={value}"
+            raise InputError(f"{given} draws at random, --beams={beams} searches; leave out one")
 
 
 def _continued(
@@ -98,7 +122,7 @@ def _continued(
                 f"{max(room, 0)} in the context of {context}; shorten it, or lower --max-tokens"
             )
     new = max_tokens or context - min(map(len, encoded), default=0)
-    compiled = _compiled(run, tokenizer)
+    decode = _decoder(run, tokenizer, numbers)
 
     def answer(variables: dict, info: dict, chosen: range, keys: jax.Array) -> list[dict]:
         rows = [encoded[index] for index in chosen]
@@ -106,8 +130,7 @@ def _continued(
         lengths = np.array([len(ids) for ids in rows], np.int32)
         limits = np.minimum(new, context - lengths)
         inputs = {"tokens": padded, "lengths": lengths, "limits": limits}
-        tokens = compiled(variables, inputs, keys, max_tokens=new, **numbers)
-        return [_text(row, tokenizer) for row in np.asarray(tokens)]
+        return decode(variables, inputs, keys, new)
 
     return answer
 
@@ -129,7 +152,7 @@ def _answered(
                 f"the prompt {prompt[:40]!r} has {len(ids)} tokens, and {context - 1} have room; "
                 "shorten it"
             )
-    compiled = _compiled(run, tokenizer)
+    decode = _decoder(run, tokenizer, numbers, spans)
 
     def answer(variables: dict, info: dict, chosen: range, keys: jax.Array) -> list[dict]:
         rows = [pair(encoded[i], encoded[i][:0], tokenizer, context, 1) for i in chosen]
@@ -137,8 +160,7 @@ def _answered(
         inputs = {name: np.stack([row[name] for row in rows]) for name in names}
         inputs["tokens"] = np.full((len(rows), 1), tokenizer.start, np.int32)
         inputs["lengths"] = np.ones(len(rows), np.int32)
-        tokens = compiled(variables, inputs, keys, max_tokens=new, **numbers)
-        return [_text(row, tokenizer, spans) for row in np.asarray(tokens)]
+        return decode(variables, inputs, keys, new)
 
     return answer
 
@@ -324,9 +346,27 @@ ANSWERS = {
 }
 
 
-def _compiled(run: Any, tokenizer: Any) -> Callable:
-    decode = functools.partial(sample.decode, run.model, end=tokenizer.end)
-    return jax.jit(decode, static_argnames="max_tokens")
+def _decoder(run: Any, tokenizer: Any, numbers: dict, sentinels: bool = False) -> Callable:
+    """Returns a function of variables, inputs, keys and the number of new tokens: an answer for
+    each row, drawn, or with `beams` among the numbers searched for."""
+    end, static = tokenizer.end, ("max_tokens",)
+    draw = functools.partial(sample.decode, run.model, end=end)
+    draw = jax.jit(draw, static_argnames=static)
+    search = functools.partial(beam.decode, run.model, end=end)
+    search = jax.jit(search, static_argnames=(*static, "beams"))
+
+    def text(row: np.ndarray) -> dict[str, Any]:
+        row = until(row, end)
+        return {"text": tokenizer.decode(row, sentinels), "tokens": len(row)}
+
+    def decode(variables: dict, inputs: dict, keys: jax.Array, new: int) -> list[dict]:
+        if "beams" not in numbers:
+            tokens = draw(variables, inputs, keys, max_tokens=new, **numbers)
+            return [text(row) for row in np.asarray(tokens)]
+        found = map(np.asarray, search(variables, inputs, max_tokens=new, **numbers))
+        return [text(row) | {"score": float(score)} for row, score in zip(*found, strict=True)]
+
+    return decode
 
 
 def _padded(rows: list[np.ndarray], context: int, end: int) -> np.ndarray:
@@ -336,9 +376,3 @@ def _padded(rows: list[np.ndarray], context: int, end: int) -> np.ndarray:
     for row, ids in zip(padded, rows, strict=True):
         row[: len(ids)] = ids
     return padded
-
-
-def _text(row: np.ndarray, tokenizer: Any, sentinels: bool = False) -> dict[str, Any]:
-    ended = np.flatnonzero(row == tokenizer.end)
-    row = row[: ended[0]] if len(ended) else row
-    return {"text": tokenizer.decode(row, sentinels), "tokens": len(row)}

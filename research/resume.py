@@ -40,7 +40,7 @@ def refuse(
     allow_drift: tuple[str, ...],
 ) -> None:
     """Raises InputError for what cannot work, or would continue another run than `folder` holds."""
-    config = run.config
+    config, judge = run.config, build.judge(run, validation)
     if profile and not start < profile[0] <= profile[1] <= config.steps:
         raise InputError(
             f"--profile={profile[0]}:{profile[1]} is not within steps {start + 1} to {config.steps}"
@@ -50,6 +50,7 @@ def refuse(
         ones = jax.tree.map(lambda leaf: np.ones(leaf.shape), sums)
         info = validation.info | {"gold": validation.gold}
         names = {*sums, *run.task.report(ones, info)}
+        names |= {*judge(validation.gold)} if judge else set()
         if config.checkpoint.best not in names:
             raise InputError(
                 f"config.checkpoint.best={config.checkpoint.best!r} is not measured"

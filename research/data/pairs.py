@@ -39,7 +39,8 @@ def make(
 ) -> Source:
     """Returns batches of inputs, input_segments (batch, context) and tokens, targets, segments,
     weight (batch, target_context, None: context). One tokenizer, learned from both sides of the
-    train split, serves both. info["cut"] counts the texts that were longer."""
+    train split, serves both. info["cut"] counts the texts that were longer; `gold` are the targets
+    as they were."""
     import jax
 
     fields = (source, target)
@@ -67,7 +68,8 @@ def make(
     info = dict(vocab_size=codec.vocab_size, tokenizer=codec.kind, cut=cut, context=context)
     info["tokenizer_fingerprint"] = codec.fingerprint
     info["fingerprint"] = digest(found.fingerprint, codec.fingerprint, context, height, fields)
-    return Source(spec, info, -(-len(inputs) // batch), batches, rows, codec)
+    gold = [row[target] for row in found.rows]
+    return Source(spec, info, -(-len(inputs) // batch), batches, rows, codec, gold)
 
 
 def _row(

@@ -1,12 +1,14 @@
 """Cached generation: greedy, temperature, top-k and top-p (nucleus, arXiv:1904.09751) sampling.
 
-Shape suffixes: b batch, p prompt length (padded), n new tokens, v vocabulary.
+Shape suffixes: b batch, n new tokens, v vocabulary.
 """
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from research.decode import begin
 
 Array = jax.Array
 
@@ -35,31 +37,12 @@ def decode(
 ) -> Array:
     """Returns new tokens (b, n), `end` after the end of a text.
 
-    inputs: tokens (b, p), padded on the right with anything, lengths (b,), each at least 1, and
-    optionally limits (b,), the new tokens a row may have; for an encoder-decoder also inputs and
-    input_segments (b, s). Each row has its own key, so its result does not depend on the rows
-    beside it.
+    inputs: those of `begin`, and optionally limits (b,), the new tokens a row may have. Each row
+    has its own key, so its result does not depend on the rows beside it.
     temperature 0 is greedy; top_k 0 and top_p 1 cut nothing. All three may be tracers.
     """
-    prompt_bp, lengths_b = inputs["tokens"], inputs["lengths"]
-    limits_b = inputs.get("limits", max_tokens)
-    batch, width = prompt_bp.shape
-    memory = ()
-    if "inputs" in inputs:
-        source = inputs["inputs"], inputs["input_segments"]
-        memory = model.apply(variables, *source, method="encode")[0], source[1]
-    cache, _ = model.apply(variables, batch, width + max_tokens, *memory, method="empty_cache")
-
-    def logits_at(tokens: Array, positions: Array, cache: Any, last_b: Array) -> tuple[Array, Any]:
-        (hidden, cache), _ = model.apply(variables, tokens, positions, cache, method="decode_step")
-        hidden = jnp.take_along_axis(hidden, last_b[:, None, None], axis=1)
-        logits, _ = model.apply(variables, hidden, method="logits")
-        return logits[:, 0], cache
-
-    # The padding's keys land in slots behind a row's own text; each is overwritten by a new token
-    # before any query may see it.
-    positions = jnp.broadcast_to(jnp.arange(width), prompt_bp.shape)
-    logits, cache = logits_at(prompt_bp, positions, cache, lengths_b - 1)
+    lengths_b, limits_b = inputs["lengths"], inputs.get("limits", max_tokens)
+    logits, cache, advance = begin(model, variables, inputs, max_tokens)
 
     def step(now: Progress) -> Progress:
         now_b = jax.vmap(jax.random.fold_in, (0, None))(key_b, now.count)
@@ -69,16 +52,14 @@ def decode(
         # here on is `end`.
         done_b = now.done_b | (token_b == end) | (now.count + 1 >= limits_b)
         tokens_bn = now.tokens_bn.at[:, now.count].set(token_b)
-        position_b1 = (lengths_b + now.count)[:, None]
-        first = jnp.zeros_like(lengths_b)
-        logits_bv, cache = logits_at(token_b[:, None], position_b1, now.cache, first)
+        logits_bv, cache = advance(token_b, lengths_b + now.count, now.cache)
         return Progress(now.count + 1, logits_bv, tokens_bn, done_b, cache)
 
     start = Progress(
         count=jnp.zeros((), jnp.int32),
         logits_bv=logits,
-        tokens_bn=jnp.full((batch, max_tokens), end, jnp.int32),
-        done_b=jnp.zeros(batch, bool),
+        tokens_bn=jnp.full((len(lengths_b), max_tokens), end, jnp.int32),
+        done_b=jnp.zeros(len(lengths_b), bool),
         cache=cache,
     )
     return jax.lax.while_loop(

@@ -316,7 +316,10 @@ class T5(nnx.Module):
             memory_segments_bs = jnp.ones(memory_bsd.shape[:2], jnp.int32)
         zeros = {name: jnp.zeros(shape, self.dtype) for name in ("k", "v")}
         layers = zeros | {f"memory_{name}": value for name, value in memory.items()}
-        return {"layers": layers, "segments": memory_segments_bs}
+        return {
+            "layers": layers,
+            "segments": memory_segments_bs[None],
+        }  # as every leaf: batch second
 
     def decode_step(
         self,
@@ -329,7 +332,7 @@ class T5(nnx.Module):
     ) -> tuple[Array, dict[str, Any]]:
         """Writes `tokens_bt` into the cache at `positions_bt` and returns their states (b, t, d)
         for `logits`."""
-        where = dict(memory_segments_bs=cache["segments"], positions_bt=positions_bt)
+        where = dict(memory_segments_bs=cache["segments"][0], positions_bt=positions_bt)
         x = self._embedded(tokens_bt)
         x, layers = self.decoder(x, None, cache["layers"], False, segments_bt=None, **where)
         return self._scaled(x), cache | {"layers": layers}

@@ -1,8 +1,10 @@
-"""make(**config) -> Task(loss, report).
+"""make(**config) -> Task(loss, report, judge).
 
 loss(model, variables, batch, key, train) -> (loss_sum, weight), Aux(model_state, metrics)
 report(totals, info) -> numbers of a whole split, from summed metrics and what the data says of it,
     with the right answers as info["gold"] where the data has them as more than numbers
+judge(gold) -> score(texts) -> numbers, of a task whose answers are texts: what the model makes of a
+    whole split, decoded, beside the right ones (evaluate.py; config.eval.beams)
 
 A loss and every metric is a (sum, weight) pair: pairs add exactly over micro-batches, devices,
 hosts and evaluation batches.
@@ -26,10 +28,11 @@ class Aux(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Two pure functions; see the module's docstring for their signatures."""
+    """Pure functions; see the module's docstring for their signatures."""
 
     loss: Callable
     report: Callable
+    judge: Callable | None = None
 
 
 def predict_next(

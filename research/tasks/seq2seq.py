@@ -4,12 +4,14 @@ A batch holds inputs, input_segments (b, s) and tokens, targets, segments, weigh
 data/corrupt.py's `pair` makes them: span corruption, translation, answers.
 """
 
+import functools
 from typing import Any
 
 import jax
 
 from research.arguments import Count, Fraction, InputError, NonNegative
 from research.tasks import Aux, Task, predict_next
+from research.tasks.bleu import Words, judge
 from research.tasks.causal_lm import report
 
 
@@ -19,8 +21,10 @@ def make(
     label_smoothing: Fraction = 0.0,
     balance_loss: NonNegative = 0.01,
     router_z_loss: NonNegative = 0.0,
+    bleu: Words = "13a",
 ) -> Task:
-    """Returns the task; its arguments are those of causal_lm."""
+    """Returns the task; its arguments are those of causal_lm, and `bleu`, how BLEU finds the words
+    of a text."""
     if vocab_size is None:
         raise InputError("seq2seq needs vocab_size, or data that decides it")
 
@@ -40,4 +44,4 @@ def make(
             router_z_loss=router_z_loss,
         )
 
-    return Task(loss, report)
+    return Task(loss, report, functools.partial(judge, words=bleu))
