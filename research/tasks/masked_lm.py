@@ -28,7 +28,8 @@ def make(vocab_size: Count | None = None, predictions: Count | None = None) -> T
         names = ("tokens", "segments", "positions", "types")
         inputs = (batch.get(name) for name in names)
         hidden_btd, state = model.apply(variables, *inputs, method="encode", key=key, train=train)
-        weight_bp, place_bp = jax.lax.top_k(batch["weight"], predictions)
+        count = min(predictions, batch["weight"].shape[1])  # of a narrow bucket, all places
+        weight_bp, place_bp = jax.lax.top_k(batch["weight"], count)
         chosen_bpd = jnp.take_along_axis(hidden_btd, place_bp[..., None], axis=1)
         targets_bp = jnp.take_along_axis(batch["targets"], place_bp, axis=1)
         variables = variables | {"model_state": state}
