@@ -1,5 +1,6 @@
 """A whole split through the evaluation step; sums add, so the padded last batch counts exactly."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -23,23 +24,28 @@ def evaluate_split(
     source: Source,
     beat: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Returns the numbers of a whole split: each metric's sum over its weight, and the task's
-    report. `eval_step` is jitted; float64 sums on the host do not depend on the batch size. `beat`
-    is called for each batch: a watchdog's."""
+    """Returns the numbers of a whole split: each metric's sum over its weight, the task's report,
+    and loss/NAME of each part of a mix. `eval_step` is jitted; float64 sums on the host do not
+    depend on the batch size. `beat` is called for each batch: a watchdog's."""
     totals: dict[str, tuple[Any, Any]] = {}
+    parts = itertools.chain.from_iterable([name] * n for name, n in source.parts.items())
 
-    def add(sums: dict) -> None:
-        for name, (total, weight) in jax.device_get(sums).items():
+    def add(sums: dict, part: str | None) -> None:
+        sums = jax.device_get(sums)
+        if part is not None:
+            sums = sums | {f"loss/{part}": sums["loss"]}
+        for name, (total, weight) in sums.items():
             before = totals.get(name, (0.0, 0.0))
             totals[name] = before[0] + np.asarray(total, float), before[1] + float(weight)
 
-    sums: dict = {}
+    sums, part = {}, None
     for batch in build.batches(run, source, one_pass=True):
         beat()
         # One batch ahead, no more: the device is never idle and never has a queue to choke on.
-        previous, sums = sums, eval_step(variables, batch)
-        add(previous)
-    add(sums)
+        previous, sums = (sums, part), eval_step(variables, batch)
+        add(*previous)
+        part = next(parts, None)
+    add(sums, part)
     if not totals or totals["loss"][1] == 0:
         raise InputError("the evaluation split is empty; check config.eval.split and the data")
     # Arrays, whose names begin with "_", are sums for the report alone.
