@@ -275,6 +275,25 @@ def test_a_step_compiles_once_a_bucket_and_an_evaluation_gives_the_same_loss(fol
         np.testing.assert_allclose(value, losses[1][name], rtol=1e-6)
 
 
+def test_masks_count_the_same_in_a_bucket_narrower_than_their_number(folder):
+    values = {
+        "data.reader": "files", "data.path": folder / "texts", "data.packing": "none",
+        "data.context": 40, "data.mask_rate": 0.5, "model.num_layers": 1,
+    }  # fmt: skip
+    values = [f"config.{key}={value}" for key, value in values.items()]
+    tiny = "configs/nlp/bert.py:tiny"
+    bucketed = config.load(tiny, [*values, "config.data.buckets=(12, 40)"])
+    run = build.build(bucketed, jax.devices()[:1])
+    assert run.config.task.predictions == 20  # of a row of 40
+    variables, losses = build.weights(build.init(run), "raw"), []
+    with jax.set_mesh(run.mesh):
+        for given in (bucketed, config.load(tiny, values)):
+            source = build.make_source(given, "train")
+            found = evaluate_split(run, jax.jit(run.eval_step), variables, source)
+            losses.append(found["loss"])
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
 @pytest.mark.slow
 def test_a_run_over_buckets_resumes_to_the_bit(folder, tmp_path):
     given = load(folder, "config.data.buckets=(8, 16, 40)")
