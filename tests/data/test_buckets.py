@@ -39,7 +39,9 @@ def folder(tmp_path):
             "sentence\tlabel\n" + "".join(f"{one}\t{len(one) % 2}\n" for one in kept)
         )
         (tmp_path / "pairs" / f"{split}.en").write_text("".join(f"{one}\n" for one in kept))
-        (tmp_path / "pairs" / f"{split}.de").write_text("".join(f"{one[::-2]}\n" for one in kept))
+        (tmp_path / "pairs" / f"{split}.de").write_text(
+            "".join(f"{(one + one[-3:])[-37:][n % 5 :]}\n" for n, one in enumerate(kept))
+        )
     return tmp_path
 
 
