@@ -93,7 +93,8 @@ def build(
         source is not None
     ):  # what only tracing finds out is refused here, before anything is written
         with jax.set_mesh(mesh):
-            jax.eval_shape(run.train_step, run.abstract, source.spec)
+            for spec in (source.spec, *source.narrower):
+                jax.eval_shape(run.train_step, run.abstract, spec)
     return run
 
 
@@ -295,9 +296,9 @@ def learning_rates(run: Run) -> np.ndarray | None:
 def work_and_peak(run: Run) -> tuple[dict[str, float], float | None]:
     """Returns the model FLOPs of a training step in both attention conventions, "full" and
     "causal" (which counts half of the attention products), and the peak FLOP/s of all devices,
-    ({}, None) where the peak is unknown."""
+    ({}, None) where the peak is unknown, or batches are of several widths."""
     peak = flops.peak(run.mesh.devices.flat[0])
-    if peak is None:
+    if peak is None or run.source.narrower:
         return {}, None
     forward = flops.count(run.eval_step, weights(run.abstract, "raw"), run.source.spec)
     full, causal = flops.training_flops(forward)

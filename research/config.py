@@ -225,12 +225,7 @@ def _resolve(values: dict) -> dict:
     for key, signature in FIXED.items():
         config[key] = complete(signature, config[key] or {}, f"config.{key}")
     for key, folder in NAMED.items():
-        section = dict(config[key])
-        if "name" not in section:
-            raise InputError(f"config.{key}.name is missing; it names a file in research/{folder}")
-        name = check(section.pop("name"), str, f"config.{key}.name")
-        make = lookup.find(folder, name)
-        config[key] = {"name": name} | complete(make, section, f"config.{key}", SUPPLIED[key])
+        config[key] = lookup.section(folder, config[key], f"config.{key}", SUPPLIED[key])
     config["freeze"] = tuple(check(path, str, "config.freeze") for path in config["freeze"])
     rules = [check(rule, tuple, "config.init_rules") for rule in config["init_rules"]]
     if not all([type(text) for text in rule] == [str, str] for rule in rules):
@@ -334,8 +329,8 @@ def _override(values: dict, override: str) -> None:
         values = values.setdefault(key, {})
         if not isinstance(values, dict):
             raise InputError(f"{'.'.join(keys[:depth])} is a value, so {path} cannot be set")
-    # Another chain leaves behind the sections that the file wrote for its own.
-    if keys[-1] == "chain":
+    # Another chain, or mix, leaves behind the sections that the file wrote for its own.
+    if keys[-1] in ("chain", "names"):
         for name in set(values) - {name.strip(" ()'\"") for name in text.split(",")}:
             if isinstance(values[name], dict):
                 del values[name]

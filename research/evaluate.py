@@ -2,6 +2,7 @@
 Where answers are texts it is decoded too, and judged as a corpus."""
 
 import functools
+import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -29,25 +30,30 @@ def evaluate_split(
     source: Source,
     beat: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Returns the numbers of a whole split: each metric's sum over its weight, and the task's
-    report; with config.eval.beams also those of the decoded texts. `eval_step` is jitted; float64
-    sums on the host do not depend on the batch size. `beat` is called for each batch: a watchdog's.
-    """
+    """Returns the numbers of a whole split: each metric's sum over its weight, the task's report,
+    loss/NAME of each part of a mix, and with config.eval.beams those of the decoded texts.
+    `eval_step` is jitted; float64 sums on the host do not depend on the batch size. `beat` is
+    called for each batch: a watchdog's."""
     judge = build.judge(run, source)
     totals: dict[str, tuple[Any, Any]] = {}
+    parts = itertools.chain.from_iterable([name] * n for name, n in source.parts.items())
 
-    def add(sums: dict) -> None:
-        for name, (total, weight) in jax.device_get(sums).items():
+    def add(sums: dict, part: str | None) -> None:
+        sums = jax.device_get(sums)
+        if part is not None:
+            sums = sums | {f"loss/{part}": sums["loss"]}
+        for name, (total, weight) in sums.items():
             before = totals.get(name, (0.0, 0.0))
             totals[name] = before[0] + np.asarray(total, float), before[1] + float(weight)
 
-    sums: dict = {}
+    sums, part = {}, None
     for batch in build.batches(run, source, one_pass=True):
         beat()
         # One batch ahead, no more: the device is never idle and never has a queue to choke on.
-        previous, sums = sums, eval_step(variables, batch)
-        add(previous)
-    add(sums)
+        previous, sums = (sums, part), eval_step(variables, batch)
+        add(*previous)
+        part = next(parts, None)
+    add(sums, part)
     if not totals or totals["loss"][1] == 0:
         raise InputError("the evaluation split is empty; check config.eval.split and the data")
     # Arrays, whose names begin with "_", are sums for the report alone.
@@ -61,15 +67,17 @@ def decode_split(
 ) -> list[str]:
     """Returns what the model makes of each input of a split, in their order: texts, found by a beam
     search as config.eval has it, as long as the data's targets may be."""
-    rules, texts = run.config.eval, []
+    rules, texts = run.config.eval, [""] * len(source.gold)
     size, codec = source.spec["targets"].shape[1], source.tokenizer
     model = run.model._replace(axes=None)
     decode = _decoder(model, size, rules.beams, codec.start, codec.end)  # can be hashed
-    for batch in build.batches(run, source, one_pass=True):
+    for step, batch in enumerate(build.batches(run, source, one_pass=True)):
         beat()
         tokens = np.asarray(decode(variables, batch, rules.length_penalty))
-        texts += [codec.decode(until(row, codec.end)) for row in tokens]
-    return texts[: len(source.gold)]  # the last batch is padded
+        # Buckets have an order of their own; what pads a batch stands last and is no row.
+        for index, row in zip(source.rows(step, True), tokens, strict=False):
+            texts[index] = codec.decode(until(row, codec.end))
+    return texts
 
 
 @functools.lru_cache(maxsize=2)  # a run's evaluations share one

@@ -5,13 +5,14 @@
 
 import importlib
 import importlib.util
+import inspect
 import keyword
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 
-from research.arguments import InputError, nearest
+from research.arguments import InputError, check, complete, nearest
 
 
 def find(
@@ -42,6 +43,37 @@ def find(
     if "GradientTransformation" in str(getattr(found, "__annotations__", {}).get("return")):
         return found
     raise InputError(f"{name!r} is not in research/{folder}{nearest(name, names(folder))}")
+
+
+def section(folder: str, given: dict, where: str, supplied: Iterable[str] = ()) -> dict:
+    """Returns a section of a config that names a file of `folder`, complete by the signature of its
+    `make`, but for the arguments that are `supplied`. A `make` that takes **sections of its own
+    folder (a mix of data) has one for each of its `names`, without the arguments that it shares.
+
+    Raises InputError naming `where` and the key.
+    """
+    given = dict(given)
+    if "name" not in given:
+        raise InputError(f"{where}.name is missing; it names a file in research/{folder}")
+    name = check(given.pop("name"), str, f"{where}.name")
+    make = find(folder, name)
+    parameters, parts = inspect.signature(make).parameters, {}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        if "names" in supplied:
+            raise InputError(f"{where}.name={name} is one of several itself; name its parts there")
+        names = check(given.get("names", ()), tuple, f"{where}.names")
+        for part in names:
+            if check(part, str, f"{where}.names") in parameters or names.count(part) > 1:
+                raise InputError(f"{where}.names: {part!r} is taken; name each part otherwise")
+            inner = check(given.pop(part, {}), dict, f"{where}.{part}")
+            for key in inner.keys() & parameters.keys() - set(supplied):
+                raise InputError(f"{where}.{part}.{key} is the same for all; set {where}.{key}")
+            shared = (*supplied, *parameters)
+            parts[part] = section(folder, inner, f"{where}.{part}", shared)
+        for key in given.keys() - parameters.keys():
+            if isinstance(given[key], dict):
+                raise InputError(f"{where}.{key} is not in {where}.names={names}; add it there")
+    return {"name": name} | complete(make, given, where, supplied) | parts
 
 
 def _module(path: str) -> ModuleType | None:

@@ -49,7 +49,7 @@ def refuse(
         sums = jax.eval_shape(run.eval_step, build.weights(run.abstract, "raw"), validation.spec)
         ones = jax.tree.map(lambda leaf: np.ones(leaf.shape), sums)
         info = validation.info | {"gold": validation.gold}
-        names = {*sums, *run.task.report(ones, info)}
+        names = {*sums, *run.task.report(ones, info), *(f"loss/{n}" for n in validation.parts)}
         names |= {*judge(validation.gold)} if judge else set()
         if config.checkpoint.best not in names:
             raise InputError(

@@ -57,11 +57,13 @@ def review(
 
     with jax.set_mesh(run.mesh):
         variables, *_ = restore_weights(folder, run, step, weights)
-        batches = build.batches(run, source, one_pass=True)
-        chances = np.concatenate([np.asarray(judge(variables, batch)) for batch in batches])
-    classes, labels = source.info["classes"], examples.labels
+        classes, labels = source.info["classes"], examples.labels
+        chances = np.zeros((len(labels), len(classes)), np.float32)
+        for at, batch in enumerate(build.batches(run, source, one_pass=True)):
+            rows = source.rows(at, True)  # what pads a batch stands last
+            chances[rows] = np.asarray(judge(variables, batch))[: len(rows)]
     given = np.array([classes.index(label) for label in labels])
-    scores, likely, wrong = doubt(chances[: len(given)], given, by)
+    scores, likely, wrong = doubt(chances, given, by)
     order = np.argsort(scores, kind="stable")
     order = order[wrong[order]] if top is None else order[:top]
     lines = []

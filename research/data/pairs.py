@@ -14,8 +14,9 @@ import numpy as np
 from research.arguments import Count, InputError, Size
 from research.data import table
 from research.data.corrupt import pair
+from research.data.order import by_length, refuse_longer
 from research.data.readers import Records
-from research.data.source import Batch, Source, make_batches
+from research.data.source import Batch, Source, make_source
 from research.data.text import digest, learn_tokenizer
 from research.data.tokenizer import Kind, Tokenizer
 
@@ -30,6 +31,8 @@ def make(
     tokenizer_path: str | None = None,
     context: Count = 64,
     target_context: Count | None = None,
+    buckets: tuple[int, ...] = (),
+    cut: bool | None = None,
     workers: Size = 0,
     cache: str | None = None,
     *,
@@ -39,10 +42,10 @@ def make(
 ) -> Source:
     """Returns batches of inputs, input_segments (batch, context) and tokens, targets, segments,
     weight (batch, target_context, None: context). One tokenizer, learned from both sides of the
-    train split, serves both. info["cut"] counts the texts that were longer; `gold` are the targets
+    train split, serves both. info["cut"] counts the texts that were longer. With `buckets` a batch
+    holds pairs both of whose texts fit one of them, the last being `context`, and both sides are as
+    wide. `cut` tells whether longer texts are cut (None: without buckets). `gold` are the targets
     as they were."""
-    import jax
-
     fields = (source, target)
     found = table.read(path, split, columns, fields)
     if not found.rows:
@@ -50,26 +53,49 @@ def make(
 
     def held(_: str) -> Records:
         train = found if split == "train" else table.read(path, "train", columns, fields)
-        texts = [row[name] for row in train.rows for name in fields]
-        return Records(len(texts), str, texts.__getitem__, digest(train.fingerprint, fields))
+        return table.texts(train, fields)
 
     root = Path(cache or os.environ.get("ANNEAL_CACHE") or "~/.cache/anneal").expanduser()
     codec = learn_tokenizer(held, tokenizer, vocab_size, tokenizer_path, root, 0)
     inputs, targets = (codec.encode([row[name] for row in found.rows], True) for name in fields)
     height = target_context or context
+    if buckets and height != context:
+        raise InputError(
+            f"config.data.target_context={height}: with buckets both texts of a pair are as wide; "
+            f"leave it out, or set it to the context of {context}"
+        )
     row = functools.partial(_row, inputs, targets, codec, context, height)
-    shapes = dict(inputs=context, input_segments=context)
-    shapes |= dict(tokens=height, targets=height, segments=height, weight=height)
-    kind = lambda name: np.float32 if name == "weight" else np.int32  # noqa: E731
-    spec = {name: jax.ShapeDtypeStruct((batch, n), kind(name)) for name, n in shapes.items()}
-    order = dict(seed=seed, shuffle=split == "train", repeat=split == "train", workers=workers)
-    batches, rows = make_batches(row, len(inputs), spec=spec, batch=batch, **order)
-    cut = sum(len(ids) >= context for ids in inputs) + sum(len(ids) >= height for ids in targets)
-    info = dict(vocab_size=codec.vocab_size, tokenizer=codec.kind, cut=cut, context=context)
+    lengths = [np.array([len(ids) + 1 for ids in side]) for side in (inputs, targets)]
+    for one, room in zip(lengths, (context, height), strict=True):
+        refuse_longer(one, found.names.__getitem__, room, buckets, cut)
+    order = by_length(np.maximum(*lengths), context, buckets, batch, seed)
+    number = sum(len(ids) >= context for ids in inputs) + sum(len(ids) >= height for ids in targets)
+    info = dict(vocab_size=codec.vocab_size, tokenizer=codec.kind, cut=number, context=context)
     info["tokenizer_fingerprint"] = codec.fingerprint
-    info["fingerprint"] = digest(found.fingerprint, codec.fingerprint, context, height, fields)
-    gold = [row[target] for row in found.rows]
-    return Source(spec, info, -(-len(inputs) // batch), batches, rows, codec, gold)
+    parts = (found.fingerprint, codec.fingerprint, context, height, fields, *buckets)
+    info["fingerprint"] = digest(*parts)
+    forms = [_form(width, width) for width in buckets] or [_form(context, height)]
+    care = dict(split=split, batch=batch, seed=seed, workers=workers, order=order)
+    made = make_source(row, len(inputs), forms, info, codec, **care)
+    return made._replace(gold=[row[target] for row in found.rows])
+
+
+def texts(
+    split: str,
+    path: str | None,
+    columns: tuple[str, ...] | None,
+    source: str,
+    target: str,
+    **more: object,
+) -> Records:
+    """Returns the texts of a split, by arguments of `make`."""
+    fields = (source, target)
+    return table.texts(table.read(path, split, columns, fields), fields)
+
+
+def _form(width: int, height: int) -> dict[str, tuple[int, ...]]:
+    names = ("tokens", "targets", "segments", "weight")
+    return dict(inputs=(width,), input_segments=(width,)) | dict.fromkeys(names, (height,))
 
 
 def _row(

@@ -19,8 +19,9 @@ import numpy as np
 from research.arguments import Count, InputError, Size
 from research.data import corrections as corrections_lib
 from research.data import table
+from research.data.order import by_length, refuse_longer
 from research.data.readers import Records
-from research.data.source import Batch, Source, make_batches
+from research.data.source import Batch, Source, make_source
 from research.data.text import digest, learn_tokenizer
 from research.data.tokenizer import Kind, Tokenizer
 
@@ -44,6 +45,8 @@ def make(
     tokenizer_path: str | None = None,
     context: Count = 64,
     corrections: str | None = None,
+    buckets: tuple[int, ...] = (),
+    cut: bool | None = None,
     workers: Size = 0,
     cache: str | None = None,
     *,
@@ -53,15 +56,14 @@ def make(
 ) -> Source:
     """Returns batches of tokens, segments, types (batch, context) and labels (batch,) int32, and
     weight (batch,) float32. `columns` names those of a file without a header line; `text`, `pair`
-    and `label` are columns. Longer texts are cut, the longer sentence of a pair first.
-    `corrections` is a file of other labels (corrections.py).
+    and `label` are columns. With `buckets` a batch holds rows that fit one of them, the last being
+    `context`, and is as wide. `cut` tells whether longer texts are cut, the longer sentence of a
+    pair first (None: without buckets). `corrections` is a file of other labels (corrections.py).
 
     info: labels, their number, and classes, their names in the order of their numbers, both of the
     train split, and corrected, how many labels are others by the corrections. Raises InputError for
     a label that the train split does not have.
     """
-    import jax
-
     fields = (text, label) if pair is None else (text, pair, label)
     found = table.read(path, split, columns, fields)
     train = found if split == "train" else table.read(path, "train", columns, fields)
@@ -83,32 +85,43 @@ def make(
                 + ", ".join(classes)
             )
     root = Path(cache or os.environ.get("ANNEAL_CACHE") or "~/.cache/anneal").expanduser()
-    texts = [row[name] for row in train.rows for name in fields[:-1]]
-    read = digest(train.fingerprint, fields)
-    held = Records(len(texts), str, texts.__getitem__, read)
+    held = table.texts(train, fields[:-1])
     codec = learn_tokenizer(lambda _: held, tokenizer, vocab_size, tokenizer_path, root, 0)
     first = codec.encode([row[text] for row in found.rows], bare=True)
     second = codec.encode([row[pair] for row in found.rows], bare=True) if pair else None
     labels = np.array([number[name] for name in names], np.int32)
     make_row = functools.partial(_row, first, second, labels, context, codec)
-    dtypes = dict(tokens=np.int32, segments=np.int32, types=np.int32)
-    spec = {name: jax.ShapeDtypeStruct((batch, context), dtype) for name, dtype in dtypes.items()}
-    spec |= {
-        "labels": jax.ShapeDtypeStruct((batch,), np.int32),
-        "weight": jax.ShapeDtypeStruct((batch,), np.float32),
-    }
-    order = dict(seed=seed, shuffle=split == "train", repeat=split == "train", workers=workers)
-    batches, rows = make_batches(make_row, len(labels), spec=spec, batch=batch, **order)
+    lengths = np.array([len(ids) + 2 for ids in first])
+    lengths += np.array([len(ids) + 1 for ids in second]) if pair else 0
+    refuse_longer(lengths, found.names.__getitem__, context, buckets, cut)
+    order = by_length(lengths, context, buckets, batch, seed)
     info = dict(labels=len(classes), classes=classes, context=context, corrected=changed)
     info["num_types"] = 1 if pair is None else 2
     info |= dict(vocab_size=codec.size_with(codec.mask, codec.first), tokenizer=codec.kind)
     info["tokenizer_fingerprint"] = codec.fingerprint
-    parts = (found.fingerprint, codec.fingerprint, context, fields, classes)
+    parts = (found.fingerprint, codec.fingerprint, context, fields, classes, *buckets)
     # All corrections: those of another split too are part of the run.
     info["fingerprint"] = digest(*parts, *([] if corrections is None else [wanted]))
+    wide = lambda size: dict.fromkeys(("tokens", "segments", "types"), (size,))  # noqa: E731
+    forms = [wide(size) | dict(labels=(), weight=()) for size in buckets or (context,)]
+    care = dict(split=split, batch=batch, seed=seed, workers=workers, order=order)
+    made = make_source(make_row, len(labels), forms, info, codec, **care)
     examples = [tuple(row[name] for name in fields[:-1]) for row in found.rows]
-    gold = Examples(examples, names, found.names)
-    return Source(spec, info, -(-len(labels) // batch), batches, rows, codec, gold)
+    return made._replace(gold=Examples(examples, names, found.names))
+
+
+def texts(
+    split: str,
+    path: str | None,
+    columns: tuple[str, ...] | None,
+    text: str,
+    pair: str | None,
+    label: str,
+    **more: object,
+) -> Records:
+    """Returns the texts of a split, by arguments of `make`."""
+    fields = (text, label) if pair is None else (text, pair, label)
+    return table.texts(table.read(path, split, columns, fields), fields[:-1])
 
 
 def _keys(

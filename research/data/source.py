@@ -14,14 +14,16 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from research.arguments import InputError, RunError
+from research.data.order import Order, plain
 from research.data.workers import SMALLER, Batch, in_processes
 
 if TYPE_CHECKING:  # a worker process starts twice as fast without it
@@ -42,9 +44,46 @@ class Source(NamedTuple):
     info: dict[str, Any]  # what the data decides, and its fingerprint; plain JSON
     num_batches: int  # in one pass over the split, the last one padded with weight 0
     batches: Callable[..., Iterator[Batch]]  # as make_batches returns it
-    rows: Callable[[int], list[int]]  # the examples of the global batch after `step` steps
+    rows: Callable[..., list[int]]  # the examples of the global batch after `step` steps
     tokenizer: Any = None
     gold: Any = None  # what a task's report judges by beyond numbers: the right answers
+    row: Row | None = None  # makes one of `num_rows` examples by itself, for a mix to take
+    num_rows: int = 0
+    narrower: tuple[dict[str, "jax.ShapeDtypeStruct"], ...] = ()  # further specs, of its buckets
+    parts: Mapping[str, int] = MappingProxyType({})  # batches of each, in the order of one pass
+
+
+def make_source(
+    row: Row,
+    num_rows: int,
+    forms: Sequence[dict[str, tuple[int, ...]]],
+    info: dict[str, Any],
+    tokenizer: Any,
+    *,
+    split: str,
+    batch: int,
+    seed: int,
+    workers: int = 0,
+    skip_budget: int = 0,
+    order: Order | None = None,
+) -> Source:
+    """Returns a source of int32 leaves and a float32 `weight`; "train" is shuffled without end.
+    `forms` are the shapes of an example by name, in each bucket of `order`, the largest last."""
+    import jax  # not above: a worker process does without, 44 MB, not 155
+
+    train, kind = split == "train", {"weight": np.float32}
+    order = order or plain(num_rows, batch, seed, train)
+    specs = [
+        {n: jax.ShapeDtypeStruct((batch, *x), kind.get(n, np.int32)) for n, x in form.items()}
+        for form in forms
+    ]
+    widths = [{name: shape[0] for name, shape in form.items() if shape} for form in forms]
+    batches, rows = make_batches(
+        row, num_rows, spec=specs[-1], batch=batch, seed=seed, shuffle=train, repeat=train,
+        workers=workers, skip_budget=skip_budget, order=order, widths=widths,
+    )  # fmt: skip
+    more = dict(row=row, num_rows=num_rows, narrower=tuple(specs[:-1]))
+    return Source(specs[-1], info, order.num_batches, batches, rows, tokenizer, **more)
 
 
 def make_batches(
@@ -58,31 +97,33 @@ def make_batches(
     repeat: bool,
     workers: int = 0,
     skip_budget: int = 0,
-) -> tuple[Callable[..., Iterator[Batch]], Callable[[int], list[int]]]:
-    """Returns batches(start_step=0, shard=(0, 1), one_pass=not repeat), and rows(step): the rows
-    in the global batch after `step` steps, in its order.
+    order: Order | None = None,
+    widths: Sequence[dict[str, int]] = (),
+) -> tuple[Callable[..., Iterator[Batch]], Callable[..., list[int]]]:
+    """Returns batches(start_step=0, shard=(0, 1), one_pass=not repeat), and rows(step,
+    one_pass=not repeat): the rows in the global batch after `step` steps, in its order.
 
     Row j of a batch is example step * batch + j of the shuffled epochs laid end to end (a new order
-    each epoch, 8 bytes a row). Host `index` of `count` gets its contiguous part of every batch; no
-    number of hosts or workers changes a batch, and seeking is free. One pass has
-    ceil(num_rows / batch) batches, unshuffled. `workers` processes make batches; then `row` must
-    pickle. Only the names in `spec` are taken from a row. One that raises RecordError is replaced
-    by zeros and named on stderr, up to `skip_budget` records a host (counted anew after a restart).
+    each epoch, 8 bytes a row), unless there is an `order`. Host `index` of `count` gets its
+    contiguous part of every batch; no number of hosts or workers changes a batch, and seeking is
+    free. One pass has ceil(num_rows / batch) batches, unshuffled. `widths` are lengths of leaves
+    by name for each bucket of the order: what its batches are narrowed to. `workers` processes make
+    batches; then `row` must pickle. Only the names in `spec` are taken from a row. One that raises
+    RecordError is replaced by zeros and named on stderr, up to `skip_budget` records a host
+    (counted anew after a restart).
 
     Raises RecordError for a corrupt record without a budget, InputError beyond the budget, or for a
     batch that the hosts cannot share equally, RunError for a worker that hangs or keeps dying.
     What else a row raises comes through as it is, with a note of the row and the step.
     """
+    order = order or plain(num_rows, batch, seed, shuffle)
     empty = {name: np.zeros(leaf.shape[1:], leaf.dtype) for name, leaf in spec.items()}
 
     def places(step: int, shard: tuple[int, int], one_pass: bool) -> Iterator[tuple[int, int]]:
         """Yields (epoch, index) of each example; in one pass, epoch 1 is padding."""
         host, hosts = shard
         for position in range(batch * host // hosts, batch * (host + 1) // hosts):
-            epoch, index = divmod(step * batch + position, num_rows)
-            if shuffle and not one_pass:
-                index = int(_order(num_rows, seed, epoch)[index])
-            yield epoch, index
+            yield order.place(step, position, one_pass)
 
     def at(step: int, shard: tuple[int, int], one_pass: bool) -> tuple[Batch, list[str]]:
         examples, errors, index = [], [], None
@@ -111,23 +152,26 @@ def make_batches(
                 f"batch={batch} does not divide by {shard[1]} hosts; choose a multiple"
             )
         make = functools.partial(at, shard=shard, one_pass=one_pass)
-        steps = range(start_step, -(-num_rows // batch) if one_pass else 1 << 40)
+        steps = range(start_step, order.num_batches if one_pass else 1 << 40)
         size = batch // shard[1]
         like = {name: ((size, *one.shape), one.dtype) for name, one in empty.items()}
         made = in_processes(make, like, steps, workers) if workers else map(make, steps)
-        return _within_budget(made, skip_budget)
+        made = _within_budget(made, skip_budget)
+        if order.bucket is None:
+            return made
+        # Here, not where they are made: a worker writes batches of one form.
+        buckets = (order.bucket(step, one_pass) for step in steps)
+        return (_narrow(one, widths[at]) for at, one in zip(buckets, made, strict=False))
 
-    def rows(step: int) -> list[int]:
-        found = places(step, (0, 1), not repeat)
-        return [index for epoch, index in found if repeat or not epoch]
+    def rows(step: int, one_pass: bool = not repeat) -> list[int]:
+        found = places(step, (0, 1), one_pass)
+        return [index for epoch, index in found if not (one_pass and epoch)]
 
     return batches, rows
 
 
-@functools.lru_cache(maxsize=4)
-def _order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
-    # Not grain's index_shuffle: in 0.2.18 it never returns for some seeds if there are few rows.
-    return np.random.default_rng((seed, epoch)).permutation(num_rows)
+def _narrow(batch: Batch, widths: dict[str, int]) -> Batch:
+    return {name: x[:, : widths[name]] if name in widths else x for name, x in batch.items()}
 
 
 def _stack(name: str, examples: list[Batch], like: np.ndarray) -> np.ndarray:

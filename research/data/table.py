@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from research.arguments import InputError
-from research.data.readers import decode, stdlib
+from research.data.readers import Records, decode, stdlib
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json")
 ALSO = {"validation": ("dev", "val", "valid")}
@@ -56,6 +56,12 @@ def read(
             return _parallel(root, stem, fields, lines)
     wanted = " or ".join(f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES[:3])
     raise InputError(f"{root} has no {wanted}, nor {split}.{'/'.join(fields)}, for split {split}")
+
+
+def texts(found: Table, fields: tuple[str, ...]) -> Records:
+    """Returns the texts of some fields as documents: what a tokenizer is learned from."""
+    held = [row[name] for row in found.rows for name in fields]
+    return Records(len(held), str, held.__getitem__, f"{found.fingerprint} {fields}")
 
 
 def _stdlib(split: str, lines: int = 20, documents: int = 200) -> Table:

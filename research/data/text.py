@@ -7,8 +7,8 @@ goes from token j to token j + 1, so each document is predicted from its first t
 A row of any packing is a choice of spans of predictions:
 
 - stream: windows of `context` over the whole array. Training shifts the cuts each epoch.
-- documents, none: see packing.py. `segments` (1, 2, ... in a row, 0 is padding) and `positions`
-  keep the documents of a row apart.
+- documents, none: see packing.py (and for the `buckets` of none, order.py). `segments` (1, 2, ...
+  in a row, 0 is padding) and `positions` keep the documents of a row apart.
 
 What is to be predicted is the `objective`: each next token, masked ones, or spans (corrupt.py).
 """
@@ -28,8 +28,9 @@ import numpy as np
 from research.arguments import Count, InputError, Range, Size
 from research.data import tokenizer as tokenizers
 from research.data.corrupt import mask, mask_count, span_shapes, spans
+from research.data.order import by_length, refuse_longer
 from research.data.readers import Records
-from research.data.source import Batch, RecordError, Source, cached, make_batches, skip_record
+from research.data.source import Batch, RecordError, Source, cached, make_source, skip_record
 from research.data.tokenizer import Kind, Tokenizer
 from research.lookup import find
 
@@ -49,6 +50,8 @@ def make(
     mask_rate: Annotated[float, Range(0, 1, above=True, below=True)] = 0.15,
     whole_words: bool = False,
     span_length: Annotated[float, Range(1)] = 3.0,
+    buckets: tuple[int, ...] = (),
+    cut: bool | None = None,
     workers: Size = 0,
     skip_budget: Size = 0,
     cache: str | None = None,
@@ -61,7 +64,9 @@ def make(
     with packing "documents" or "none" also segments and positions (batch, context) int32.
     Objective "masked": targets are the tokens themselves and weight is 1 on the `mask_rate` of them
     that is masked; "spans": inputs, input_segments (batch, s), tokens, targets, segments and weight
-    (batch, t), where s and t follow from `context`. Both add ids behind the tokenizer's own.
+    (batch, t), where s and t follow from `context`. Both add ids behind the tokenizer's own. With
+    `buckets` a batch holds documents that fit one of them, the last being `context`, and is as
+    wide. `cut` tells whether packing "none" cuts longer documents (None: without buckets).
 
     "train" is shuffled without end; any other split is one pass that predicts every token once.
     `reader` is a file of data/readers, `path` where its text lies, `field` the text's name in a
@@ -73,9 +78,7 @@ def make(
     (None when packing "none" cuts documents short, or the tokenizer loses spaces).
     Raises InputError for text that cannot be used, RecordError for a corrupt document.
     """
-    import jax  # here, as worker processes import this file and do without: 44 MB, not 155
-
-    read = functools.cache(lambda name: find("data.readers", reader)(path, name, field))
+    read = functools.cache(lambda name: texts(name, reader, path, field))
     root = Path(cache or os.environ.get("ANNEAL_CACHE") or "~/.cache/anneal").expanduser()
     codec = learn_tokenizer(read, tokenizer, vocab_size, tokenizer_path, root, skip_budget)
     key = digest(FORMAT, read(split).fingerprint, codec.fingerprint, split)
@@ -90,7 +93,9 @@ def make(
     if num_tokens < (needed := 1 if packing == "none" else context):
         advice = "set a smaller context, or give more text"
         raise InputError(f"split {split} has {num_tokens} tokens, a row needs {needed}; {advice}")
-    names = ["tokens", "targets", "weight"]
+    if buckets and packing != "none":
+        raise InputError(f"config.data.buckets={buckets} need packing=none, not {packing}")
+    names, by_bucket = ["tokens", "targets", "weight"], None
     if packing == "stream":
         num_rows = -(-num_tokens // context)
         row = functools.partial(_window, tokens, context, seed if split == "train" else None)
@@ -101,6 +106,11 @@ def make(
         cached(plan, lambda to: write_plan(store / "offsets.npy", context, packing, to))
         num_rows = len(open_array(plan / "rows.npy")) - 1
         row = functools.partial(_packed, tokens, context, plan)
+        if packing == "none":
+            lengths = np.diff(open_array(store / "offsets.npy"))
+            name = lambda index: read(split).name(index)  # noqa: E731
+            refuse_longer(lengths, name, context, buckets, cut)
+            by_bucket = by_length(lengths, context, buckets, batch, seed)
         names += ["segments", "positions"]
         info["num_tokens"] = int(open_array(plan / "spans.npy")[:, 1].sum())
         info["num_bytes"] = info["num_bytes"] if info["num_tokens"] == num_tokens else None
@@ -112,26 +122,33 @@ def make(
         special += [codec.first]
         names += ["segments", "positions"]
         info |= dict(predictions=mask_count(context, mask_rate), num_bytes=None)
-    shapes = dict.fromkeys(names, context)
+    shapes = lambda width: dict.fromkeys(names, (width,))  # noqa: E731
     if objective == "spans":
         if packing == "documents":
             raise InputError("spans are cut from one text a row; set packing=stream or none")
         row = functools.partial(spans, row, codec, context, mask_rate, span_length)
-        width, height, count = span_shapes(context, mask_rate, span_length)
-        special = list(codec.sentinels(count))
-        shapes = dict(inputs=width, input_segments=width)
-        shapes |= dict(tokens=height, targets=height, segments=height, weight=height)
+        special = list(codec.sentinels(span_shapes(context, mask_rate, span_length)[2]))
+        shapes = functools.partial(_span_shapes, mask_rate, span_length)
         info["num_bytes"] = None
     info |= dict(vocab_size=codec.size_with(*special), context=context, tokenizer=codec.kind)
     info["tokenizer_fingerprint"] = codec.fingerprint
     corruption = () if objective == "next" else (objective, mask_rate, whole_words, span_length)
-    info["fingerprint"] = digest(key, packing, context, *corruption)
-    kind = lambda name: np.float32 if name == "weight" else np.int32  # noqa: E731
-    spec = {n: jax.ShapeDtypeStruct((batch, size), kind(n)) for n, size in shapes.items()}
-    order = dict(seed=seed, shuffle=split == "train", repeat=split == "train")
-    care = dict(workers=workers, skip_budget=skip_budget)
-    batches, rows = make_batches(row, num_rows, spec=spec, batch=batch, **order, **care)
-    return Source(spec, info, -(-num_rows // batch), batches, rows, codec)
+    info["fingerprint"] = digest(key, packing, context, *corruption, *buckets)
+    forms = [shapes(width) for width in buckets or (context,)]
+    care = dict(workers=workers, skip_budget=skip_budget, order=by_bucket)
+    supplied = dict(split=split, seed=seed, batch=batch)
+    return make_source(row, num_rows, forms, info, codec, **supplied, **care)
+
+
+def texts(split: str, reader: str, path: str | None, field: str, **more: object) -> Records:
+    """Returns the texts of a split, by arguments of `make`."""
+    return find("data.readers", reader)(path, split, field)
+
+
+def _span_shapes(rate: float, mean: float, context: int) -> dict[str, tuple[int]]:
+    width, height, _ = span_shapes(context, rate, mean)
+    names = ("tokens", "targets", "segments", "weight")
+    return dict(inputs=(width,), input_segments=(width,)) | dict.fromkeys(names, (height,))
 
 
 def digest(*parts: object) -> str:

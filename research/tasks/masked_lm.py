@@ -48,7 +48,8 @@ def fill(
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Any]:
     """Returns the loss of the masked tokens, added, how many are right, and how many there are; and
     the model's state."""
-    weight_bp, place_bp = jax.lax.top_k(batch["weight"], predictions)
+    count = min(predictions, batch["weight"].shape[1])  # of a narrow bucket, all places
+    weight_bp, place_bp = jax.lax.top_k(batch["weight"], count)
     chosen_bpd = jnp.take_along_axis(hidden_btd, place_bp[..., None], axis=1)
     targets_bp = jnp.take_along_axis(batch["targets"], place_bp, axis=1)
     (states, head), state = model.apply(variables, chosen_bpd, method="predict", train=train)
