@@ -15,7 +15,7 @@ import inspect
 import itertools
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from research.data.order import mixed, whole_shares
 from research.data.readers import Records
 from research.data.source import Batch, Row, Source, cached, make_batches
 from research.data.text import digest, learn_tokenizer
+from research.data.tokenizer import Kind
 from research.lookup import find, section
 
 SUPPLIED = ("split", "seed", "batch")  # by the program, to every source
@@ -36,7 +37,7 @@ def make(
     names: tuple[str, ...],
     weights: tuple[float, ...] | None = None,
     temperature: Annotated[float, Range(1)] = 1.0,
-    tokenizer: Literal["bytes", "characters", "bpe"] = "bpe",
+    tokenizer: Kind = "bpe",
     vocab_size: Count | None = None,
     tokenizer_path: str | None = None,
     context: Count = 128,
