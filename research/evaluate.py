@@ -112,12 +112,7 @@ def evaluate(
         run = run._replace(config=config_lib.override(run.config, ["config.eval.beams=1"]))
     with jax.set_mesh(run.mesh):
         variables, number, info = restore_weights(folder, run, step, weights)
-        for kind in ("items", "classes"):  # whose numbers would mean others
-            if info.get(kind) != source.info.get(kind):
-                raise InputError(
-                    f"{run.config.data.path} has other {kind} than the run was trained with; "
-                    "evaluate with data of the same"
-                )
+        refuse_other_numbers(info, source)
         result = evaluate_split(run, jax.jit(run.eval_step), variables, source)
     return {"step": number} | result
 
@@ -136,6 +131,17 @@ def reopen(
     source = build.make_source(config, split or config.eval.split)
     build.decide(config, source.info)  # refuses data that is more than the model was made for
     return run, source
+
+
+def refuse_other_numbers(info: dict, source: Source) -> None:
+    """Raises InputError where the numbers of a run, whose data said `info`, would mean something
+    else in `source`."""
+    for kind in ("items", "classes"):
+        if info.get(kind) != source.info.get(kind):
+            raise InputError(
+                f"the data has other {kind} than the run was trained with, whose numbers would "
+                "mean others; take data of the same"
+            )
 
 
 def restore_weights(

@@ -74,7 +74,8 @@ def write_folder(
     end = None if tokenizer is None else tokenizer.end
     config["bos_token_id"] = config["eos_token_id"] = end
     if tokenizer is not None and "decoder_start_token_id" in config:
-        config["decoder_start_token_id"] = tokenizer.start
+        # Rows that are done are filled with it: no text, as 0 would be of our own tokenizers.
+        config["decoder_start_token_id"] = config["pad_token_id"] = tokenizer.start
     files = {"config.json": config} | _tokenizer_files(tokenizer, model)
     refuse_output(output)
     part = output.with_name(f"{output.name}.part")  # becomes the folder when it is whole

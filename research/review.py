@@ -17,7 +17,8 @@ import numpy as np
 from research import build, workdir
 from research.arguments import Count, InputError, check
 from research.data import corrections
-from research.evaluate import reopen, restore_weights
+from research.evaluate import refuse_other_numbers, reopen, restore_weights
+from research.sharding import constrain
 
 By = Literal["margin", "confidence"]
 
@@ -53,10 +54,12 @@ def review(
     @jax.jit
     def judge(variables: dict, batch: dict) -> jax.Array:
         inputs = (batch.get(name) for name in ("tokens", "segments", "positions", "types"))
-        return jax.nn.softmax(run.model.apply(variables, *inputs)[0])
+        chances = jax.nn.softmax(run.model.apply(variables, *inputs)[0])
+        return constrain(chances, None, None)  # each host has all of them
 
     with jax.set_mesh(run.mesh):
-        variables, *_ = restore_weights(folder, run, step, weights)
+        variables, _, info = restore_weights(folder, run, step, weights)
+        refuse_other_numbers(info, source)
         classes, labels = source.info["classes"], examples.labels
         chances = np.zeros((len(labels), len(classes)), np.float32)
         for at, batch in enumerate(build.batches(run, source, one_pass=True)):
@@ -69,7 +72,9 @@ def review(
     lines = []
     for index in order:
         texts = dict(zip(("text", "pair"), examples.texts[index], strict=False))
-        line = dict(label=labels[index], suggested=classes[likely[index]])
+        # Corrections know a row by the label that it has in the data.
+        line = dict(label=examples.given[index], suggested=classes[likely[index]])
+        line |= {} if labels[index] == examples.given[index] else dict(corrected=labels[index])
         line |= dict(score=round(float(scores[index]), 6), where=examples.where[index])
         line |= dict(digest=corrections.digest(examples.texts[index]), correction=None)
         lines.append(texts | line)

@@ -24,7 +24,7 @@ def make(
         before = [tokenizer.first]
     behind = [tokenizer.end] if len(before) else []
     for prompt in prompts:
-        parts = before, tokenizer.encode_prompt(prompt), behind
+        parts = before, tokenizer.encode_prompt(prompt, mask=True), behind
         encoded.append(np.concatenate(parts).astype(np.int32))
         if not (encoded[-1] == mask).any():
             raise InputError(f"the prompt {prompt[:40]!r} has no {MASK} to fill")

@@ -8,7 +8,7 @@ import numpy as np
 
 from research.answers import decoder
 from research.arguments import InputError
-from research.data.corrupt import pair
+from research.data.corrupt import pair, span_shapes
 
 
 def make(
@@ -18,13 +18,11 @@ def make(
     that stands for it in the prompt."""
     data = run.config.data
     context, new = data.context, max_tokens or data.get("target_context") or data.context
-    encoded = [tokenizer.encode_prompt(prompt) for prompt in prompts]
-    spans, size = data.get("objective") == "spans", run.config.model.vocab_size
+    spans, count = data.get("objective") == "spans", 0
+    if spans:
+        count = span_shapes(context, data.mask_rate, data.span_length)[2]
+    encoded = [tokenizer.encode_prompt(prompt, sentinels=count) for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):
-        if len(ids) and ids.max() >= size:
-            raise InputError(
-                f"the prompt {prompt[:40]!r} names a special token that the model does not have"
-            )
         if len(ids) >= context:
             raise InputError(
                 f"the prompt {prompt[:40]!r} has {len(ids)} tokens, and {context - 1} have room; "

@@ -78,11 +78,12 @@ def _alphanumeric(codec: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """Returns whether each id goes on with a word that one before it has begun, and whether it
     leaves a word open."""
     texts = codec.pieces()
-    ends = np.array([text[-1:].isalnum() for text in texts])
-    if any(text.startswith("##") for text in texts):  # WordPiece marks what goes on,
-        return np.array([text.startswith("##") for text in texts]), np.ones_like(ends)
-    # all others what begins: "▁the", "Ġthe", " the".
-    return np.array([text[:1].isalnum() and text[:1] != "Ġ" for text in texts]), ends
+    if codec.is_wordpiece:  # which marks what goes on; all others what begins: "▁the", " the"
+        goes_on = np.array([text.startswith("##") for text in texts])
+        return goes_on, np.ones_like(goes_on)
+    inside = lambda character: character.isalnum() or character == "\ufffd"  # noqa: E731
+    begins, ends = ([inside(text[at]) for text in texts] for at in (slice(1), slice(-1, None)))
+    return np.array(begins), np.array(ends)
 
 
 def span_sizes(length: int, rate: float, mean: float) -> tuple[int, int]:

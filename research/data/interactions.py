@@ -11,7 +11,6 @@ path="synthetic" needs no file: a Markov chain of 60 items, the same every time.
 
 import csv
 import functools
-import gzip
 import io
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +20,7 @@ import numpy as np
 from research.arguments import Count, InputError, Size
 from research.data.readers import decode
 from research.data.source import Batch, Source, make_batches
+from research.data.table import read_bytes
 from research.data.text import digest
 
 HELD = {"train": 2, "validation": 1, "test": 0}  # of a user's last items, how many a split leaves
@@ -111,18 +111,17 @@ def _read(
     file = Path(path).expanduser() if path else None
     if file is None or not file.is_file():
         raise InputError(f"data.path={path!r} is not a file; give one of user, item and time")
-    try:
-        data = file.read_bytes()
-        data = gzip.decompress(data) if file.suffix == ".gz" else data
-    except (OSError, EOFError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from None
-    text = decode(data, str(file))
+    text = decode(read_bytes(file), str(file))
     first = text.partition("\n")[0]
     if "::" in first:
         text, first = text.replace("::", "\t"), first.replace("::", "\t")
     tabs = dict(delimiter="\t", quoting=csv.QUOTE_NONE) if "\t" in first else {}
     lines = csv.reader(io.StringIO(text), **tabs)
-    header = columns or tuple(next(lines, ()))
+    try:
+        numbered = [(line, lines.line_num) for line in lines]
+    except csv.Error as error:
+        raise InputError(f"{file}:{lines.line_num}: {error}; mend the line") from None
+    header = columns or tuple(numbered.pop(0)[0] if numbered else ())
     for name in (user, item, time):
         if name not in header:
             raise InputError(
@@ -131,16 +130,19 @@ def _read(
             )
     places = [header.index(name) for name in (user, item, time)]
     found: tuple[list, list, list] = ([], [], [])
-    for line in lines:
+    for line, number in numbered:
         if line and len(line) != len(header):
             raise InputError(
-                f"{file}:{lines.line_num} has {len(line)} columns, expected {', '.join(header)}"
+                f"{file}:{number} has {len(line)} columns, expected {', '.join(header)}"
             )
         for values, place in zip(found, places, strict=True) if line else ():
             values.append(line[place])
     users, items, times = found
     try:
-        return np.array(users), np.array(items), np.array(times, float)
+        when = np.array(times, float)
+        if not np.isfinite(when).all():  # such a one would be the last of its user, to be judged
+            raise ValueError(f"{times[int(np.flatnonzero(~np.isfinite(when))[0])]!r}")
+        return np.array(users), np.array(items), when
     except ValueError as error:
         raise InputError(f"{file}: column {time!r} holds what is no number ({error})") from None
 

@@ -13,6 +13,7 @@ import bisect
 import functools
 import inspect
 import itertools
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +31,7 @@ from research.lookup import find, section
 
 SUPPLIED = ("split", "seed", "batch")  # by the program, to every source
 # Numbers of info that add up; all but these, fingerprint and skipped must be equal.
-SUMS = ("num_tokens", "num_bytes", "num_documents", "cut")
+SUMS = ("num_tokens", "num_bytes", "num_documents", "cut", "corrected")
 
 
 def make(
@@ -117,7 +118,11 @@ def _check(names: tuple[str, ...], weights: tuple[float, ...] | None) -> None:
             f"{len(names)}; give one for each"
         )
     for name, weight in zip(names, weights, strict=True):
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
+        if (
+            isinstance(weight, bool)
+            or not isinstance(weight, int | float)
+            or not 0 < weight < math.inf
+        ):
             raise InputError(
                 f"config.data.weights: {name} has {weight!r}, expected a number above 0; leave a "
                 "source that is not wanted out of config.data.names"

@@ -42,7 +42,12 @@ def learn(kind: str, texts: Iterable[str], vocab_size: int, package: Any) -> str
         pieces = package.Tokenizer(model())
         pieces.pre_tokenizer, pieces.decoder = level, package.decoders.ByteLevel()
         trainer = trainer(initial_alphabet=sorted(level.alphabet()), **options)
-    pieces.train_from_iterator(texts, trainer)
+    try:
+        pieces.train_from_iterator(texts, trainer)
+    except InputError:  # of the text's reader
+        raise
+    except Exception as error:  # of text without a single word, unigram says so in its own words
+        raise InputError(f"{kind} cannot be learned from this text ({error}); give more") from None
     if kind == "bpe":
         return pieces.to_str()
     learned = json.loads(pieces.to_str())

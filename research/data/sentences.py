@@ -31,6 +31,7 @@ class Examples(NamedTuple):
 
     texts: list[tuple[str, ...]]
     labels: list[str]  # corrected
+    given: list[str]  # as the data has them
     where: list[str]
 
 
@@ -107,7 +108,9 @@ def make(
     care = dict(split=split, batch=batch, seed=seed, workers=workers, order=order)
     made = make_source(make_row, len(labels), forms, info, codec, **care)
     examples = [tuple(row[name] for name in fields[:-1]) for row in found.rows]
-    return made._replace(gold=Examples(examples, names, found.names))
+    return made._replace(
+        gold=Examples(examples, names, [row[label] for row in found.rows], found.names)
+    )
 
 
 def texts(

@@ -14,6 +14,7 @@ import gzip
 import hashlib
 import io
 import json
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,7 +86,7 @@ def read_bytes(file: Path) -> bytes:
     try:
         data = file.read_bytes()
         return gzip.decompress(data) if file.suffix == ".gz" else data
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{file} cannot be read: {error}") from None
 
 
@@ -124,18 +125,23 @@ def _table(
             names.append(f"{file}:{number}")
     else:
         tabs = dict(delimiter="\t", quoting=csv.QUOTE_NONE)  # where a quote is a letter
+        csv.field_size_limit(1 << 30)  # texts to be summarised are long
         lines = csv.reader(io.StringIO(text), **({} if suffix == ".csv" else tabs))
-        header = columns or tuple(next(lines, ()))
+        try:
+            lines = [(line, lines.line_num) for line in lines]
+        except csv.Error as error:
+            raise InputError(f"{file}:{lines.line_num}: {error}; mend the line") from None
+        header = columns or tuple(lines.pop(0)[0] if lines else ())
         rows = []
-        for line in lines:
+        for line, number in lines:
             if not line:
                 continue
             if len(line) != len(header):
                 raise InputError(
-                    f"{file}:{lines.line_num} has {len(line)} columns, expected {', '.join(header)}"
+                    f"{file}:{number} has {len(line)} columns, expected {', '.join(header)}"
                 )
             rows.append(dict(zip(header, line, strict=True)))
-            names.append(f"{file}:{lines.line_num}")
+            names.append(f"{file}:{number}")
     for field in fields:
         for row, name in zip(rows, names, strict=True):
             if field not in row:

@@ -32,7 +32,6 @@ LEARNED = ("bpe", "unigram", "wordpiece")  # by the tokenizers package
 # What the special ids are called in prompts and answers, and in the vocabularies of packages.
 MASK, FIRST, SENTINEL = "[MASK]", "[CLS]", "<extra_id_{}>"
 NAMES = {"mask": (MASK, "<mask>"), "first": (FIRST, "<s>")}
-SPECIAL = re.compile(r"\[MASK\]|<extra_id_\d+>")
 
 
 class Tokenizer(NamedTuple):
@@ -76,7 +75,7 @@ class Tokenizer(NamedTuple):
         """Returns the ids that stand for `count` spans of a text. Raises InputError when a package
         has some, but fewer."""
         own = [SENTINEL.format(i) for i in range(count)]
-        if self.kind != "package" or self._id(own[0]) is None:
+        if self.kind != "package" or self._id(SENTINEL.format(0)) is None:
             return self.vocab_size + np.arange(count, dtype=np.int32)
         found = [self._id(name) for name in own]
         if None in found:
@@ -95,13 +94,21 @@ class Tokenizer(NamedTuple):
         """Whether texts come back as they were, so that their bytes may be counted."""
         return self.kind in ("bytes", "characters", "bpe", "unigram")
 
+    @property
+    def is_wordpiece(self) -> bool:
+        """Whether pieces that go on with a word are marked by ##."""
+        return self.kind == "wordpiece" or (
+            self.kind == "package" and json.loads(self.vocabulary)["model"]["type"] == "WordPiece"
+        )
+
     def pieces(self) -> list[str]:
-        """Returns what each id is called in the vocabulary of a package: "##ing", "▁the"; or its
-        text."""
+        """Returns what each id is called in a vocabulary that marks where words begin or go on,
+        "▁the", "##ing"; else its text."""
         if self.kind in ("wordpiece", "package"):
             names = _package_tokenizer(self.vocabulary).get_vocab()
             spelled = {i: name for name, i in names.items()}
-            return [spelled.get(i, "") for i in range(self.vocab_size)]
+            if self.is_wordpiece or any(name.startswith("▁") for name in names):
+                return [spelled.get(i, "") for i in range(self.vocab_size)]
         return ["" if i == self.end else self.decode([i]) for i in range(self.vocab_size)]
 
     def _special(self, name: str, otherwise: int) -> int:
@@ -132,14 +139,16 @@ class Tokenizer(NamedTuple):
             return [row[:-1] if len(row) and row[-1] == self.end else row for row in rows]
         return [self._find(text) for text in texts]
 
-    def encode_prompt(self, text: str) -> np.ndarray:
-        """Returns the bare ids of a text in which [MASK] and <extra_id_0> are obeyed."""
-        plain, names = SPECIAL.split(text), SPECIAL.findall(text)
-        parts = self.encode(plain, bare=True)
-        for at, name in reversed(list(enumerate(names, 1))):
-            number = None if name == MASK else int(name[10:-1])
-            one = [self.mask] if number is None else self.sentinels(number + 1)[-1:]
-            parts.insert(at, np.array(one, np.int32))
+    def encode_prompt(self, text: str, mask: bool = False, sentinels: int = 0) -> np.ndarray:
+        """Returns the bare ids of a text in which the names of special ids are obeyed, as far as
+        the objective has them: [MASK], or so many <extra_id_0>, <extra_id_1> ... Others are
+        spelled."""
+        known = {MASK: self.mask} if mask else {}
+        known |= {SENTINEL.format(i): one for i, one in enumerate(self.sentinels(sentinels))}
+        pattern = "|".join(map(re.escape, known)) or r"(?!)"
+        parts = self.encode(re.split(pattern, text), bare=True)
+        for at, name in reversed(list(enumerate(re.findall(pattern, text), 1))):
+            parts.insert(at, np.array([known[name]], np.int32))
         return np.concatenate(parts)
 
     def locate(self, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -237,6 +246,8 @@ def _load_package(path: epath.Path, text: str) -> Tokenizer:
         ids = values.get("eos_token_id")  # some models have several
         ends += (ids[:1] if isinstance(ids, list) else [ids]) if ids is not None else []
         start = values.get("decoder_start_token_id") if start is None else start
+    if not ends and known.token_to_id("[SEP]") is not None:  # BERT's old folders name nothing
+        ends = [known.token_to_id("[SEP]")]
     if not ends:
         raise InputError(
             f"{path}: no file beside it names the token that ends a text; write "

@@ -89,8 +89,8 @@ def decode(
         # A row that is done stays as it is, whatever the model says of it from here on.
         done_b, old = done(now), now._asdict()
         new = {name: _where(done_b, old[name], value) for name, value in new.items()}
-        from_bk = jnp.arange(rows)[:, None] * beams + jnp.take_along_axis(beam_bc, kept_bk, axis=1)
-        cache = jax.tree.map(lambda leaf: leaf[:, from_bk.reshape(-1)], now.cache)
+        from_bk = jnp.take_along_axis(beam_bc, kept_bk, axis=1)
+        cache = jax.tree.map(lambda leaf: _reorder(leaf, from_bk), now.cache)
         token = jnp.take_along_axis(token_bc, kept_bk, axis=1).reshape(-1)
         logits, cache = advance(token, jnp.repeat(lengths_b + now.count, beams), cache)
         return Progress(now.count + 1, logits.reshape(rows, beams, -1), cache=cache, **new)
@@ -113,6 +113,13 @@ def decode(
 
 def _pick(x_bcn: Array, index_b: Array) -> Array:
     return jnp.take_along_axis(x_bcn, index_b[:, None, None], axis=1)[:, 0]
+
+
+def _reorder(leaf: Array, from_bk: Array) -> Array:
+    """The leaf (layers, b * k, ...) of other beams of the same row: no device needs another's."""
+    split = leaf.reshape(leaf.shape[0], *from_bk.shape, *leaf.shape[2:])
+    index = from_bk.reshape(1, *from_bk.shape, *(1,) * (leaf.ndim - 2))
+    return jnp.take_along_axis(split, index, axis=2).reshape(leaf.shape)
 
 
 def _where(which_b: Array, yes: Array, no: Array) -> Array:

@@ -21,6 +21,7 @@ import hashlib
 import inspect
 import json
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -67,6 +68,8 @@ def back_translate(
     """
     if config.data.name != "pairs":
         raise InputError(f"config.data.name={config.data.name}: back-translation needs pairs")
+    if config.eval.split == "train":
+        raise InputError("config.eval.split=train: the made pairs go there; name another split")
     folder, data = Path(workdir), config.data.to_dict()
     text = _lines(monolingual)
     rules = dict(ratio=ratio, tag=tag, temperature=temperature, top_k=top_k, max_ratio=max_ratio)
@@ -98,9 +101,15 @@ def back_translate(
         hosts.say("back-translation 3 of 4: both kinds of pairs in one folder")
 
         def mix(new: Path) -> None:
-            made = (folder / "synthetic" / "lines.jsonl").read_text("utf-8").splitlines()
+            made = (folder / "synthetic" / "lines.jsonl").read_text("utf-8").split("\n")[:-1]
             known = {tuple(row[name] for name in fields) for row in real}
-            kept = sift(map(json.loads, made), known, width, max_ratio, report)
+            room = width - len(tokenizer.encode([tag], bare=True)[0])
+            kept = sift(map(json.loads, made), known, room, max_ratio, report)
+            if not kept:
+                raise RunError(
+                    f"no made pair is worth learning from ({dict(report)}): train the reverse run "
+                    "for longer, in another workdir"
+                )
             rows = real + [dict(zip(fields, (tag + a, b), strict=True)) for a, b in kept]
             judged = table.read(data["path"], config.eval.split, data["columns"], fields).rows
             for split, found in (("train", rows), (config.eval.split, judged)):
@@ -170,7 +179,7 @@ def _lines(file: str) -> list[str]:
     try:
         data = Path(file).expanduser().read_bytes()
         data = gzip.decompress(data) if file.endswith(".gz") else data
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"--monolingual={file} cannot be read: {error}; give a file") from None
     return decode(data, file).removesuffix("\n").split("\n")
 

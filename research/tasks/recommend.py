@@ -105,7 +105,8 @@ def binary(
     hidden_btd: jax.Array, head_dv: jax.Array, batch: dict, drawn_btn: jax.Array
 ) -> jax.Array:
     """Returns the paper's loss, its sum: -log sigmoid of the next item's score, and the mean over
-    drawn items of -log(1 - sigmoid). Those that were drawn and are the next item do not count."""
+    drawn items of -log(1 - sigmoid). Those that were drawn and are the next item do not count; the
+    paper draws none of the user's other items either, here that may happen."""
     table_vd = head_dv.T.astype(hidden_btd.dtype)
     wide = dict(preferred_element_type=jnp.float32)
     right_bt = jnp.einsum("btd,btd->bt", hidden_btd, table_vd[batch["targets"]], **wide)

@@ -132,3 +132,19 @@ def test_random_tokens_are_drawn_from_all_ids_but_the_end():
     made = corrupt.mask(row, Codec, 0.5, False, 0, 0, np.random.default_rng(0))
     seen = set(made["tokens"][made["weight"] > 0].tolist())
     assert seen == {0, 1, 2, 4, 5, 6, 7, 8, 9, 10}
+
+
+def test_a_vocabulary_with_hash_signs_is_not_taken_for_wordpiece():
+    texts = ["### heading foo\n## heading bar\n#### understanding\n"] * 50
+    codec = tokenizers.train("bpe", texts, 300)
+    assert any(piece.startswith("##") for piece in codec.pieces())
+    begins, ends = corrupt._alphanumeric(codec)
+    ids = codec.encode(["abcd\nefgh ij"])[0]
+    inside = begins[ids[1:]] & ends[ids[:-1]]
+    text = [codec.decode([i]) for i in ids]
+    for before, after, joined in zip(text, text[1:], inside, strict=False):
+        assert joined == (before[-1].isalnum() and after[0].isalnum())
+    # The same pieces by the names that a package has for them: "Ċ" is a new line, not a letter.
+    package = codec._replace(kind="package", end_id=0)
+    np.testing.assert_array_equal(corrupt._alphanumeric(package)[0][ids], begins[ids])
+    np.testing.assert_array_equal(corrupt._alphanumeric(package)[1][ids], ends[ids])

@@ -142,6 +142,7 @@ def test_a_core_keeps_users_and_items_with_so_many_interactions_among_themselves
     [
         ("1\t2\t3\n", {}, "u.data:1 has 3 columns, expected user, item, rating, time"),
         ("1\t2\t3\tx\n", {}, "column 'time' holds what is no number"),
+        ("1\t2\t3\tnan\n", {}, "column 'time' holds what is no number .'nan'"),
         ("1\t2\t3\t4\n", dict(columns=None), "has no column 'user'; it has 1, 2, 3, 4: name them"),
         ("1\t2\t3\t4\n", dict(core=5), "with core=5 no user is left for split train"),
         ("", {}, "no user is left"),

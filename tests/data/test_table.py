@@ -108,3 +108,18 @@ def test_pairs_are_shifted_and_cut_with_a_count(tmp_path):
     assert batch["tokens"][0].tolist() == [256, *b"xyz", 0, 0]
     assert batch["targets"][0].tolist() == [*b"xyz", 256, 0, 0]
     assert batch["weight"].sum(1).tolist() == [4, 2] and made.info["cut"] == 1
+
+
+@pytest.mark.parametrize("suffix", ["tsv", "csv"])
+def test_a_line_that_is_torn_is_named(suffix, tmp_path):
+    (tmp_path / f"train.{suffix}").write_bytes(b"sentence,label\na,0\nb\rc,1\n".replace(
+        b",", b"," if suffix == "csv" else b"\t"))  # fmt: skip
+    with pytest.raises(InputError, match=rf"train\.{suffix}:\d: .*; mend the line"):
+        table.read(str(tmp_path), "train", None, ("sentence", "label"))
+
+
+def test_long_fields_are_read(tmp_path):
+    (tmp_path / "train.csv").write_text("sentence,label\n" + "x " * 100_000 + ",0\n")
+    assert (
+        len(table.read(str(tmp_path), "train", None, ("sentence",)).rows[0]["sentence"]) > 131_072
+    )

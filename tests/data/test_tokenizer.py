@@ -91,8 +91,11 @@ def test_special_ids_of_our_own_lie_behind_the_vocabulary():
 
 def test_prompts_name_special_ids_and_answers_spell_sentinels():
     tokenizer = ALL["bytes"]
-    ids = tokenizer.encode_prompt("a <extra_id_1>b[MASK]")
-    assert ids.tolist() == [97, 32, 258, 98, 257]
+    assert tokenizer.encode_prompt("a <extra_id_1>b", sentinels=2).tolist() == [97, 32, 258, 98]
+    assert tokenizer.encode_prompt("a[MASK]", mask=True).tolist() == [97, 257]
+    for spelled in ("<extra_id_2>", "[MASK]"):  # of another objective, or more than there are
+        ids = tokenizer.encode_prompt(spelled, sentinels=2)
+        assert bytes(ids.tolist()).decode() == spelled
     assert tokenizer.decode([257, 97, 98, 258, 99, 256], sentinels=True) == (
         "<extra_id_0> ab <extra_id_1> c"
     )
@@ -117,14 +120,14 @@ def bert_like(tmp_path):
         special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     made.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text('{"sep_token": "[SEP]"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')  # as published
     return tmp_path
 
 
 def test_a_bert_brings_its_own_mask_and_first_token(bert_like, tmp_path):
     tokenizer = tokenizers.load(bert_like / "tokenizer.json")
     assert (tokenizer.first, tokenizer.end, tokenizer.mask) == (2, 3, 4)
-    ids = tokenizer.encode_prompt("the [MASK] sat")
+    ids = tokenizer.encode_prompt("the [MASK] sat", mask=True)
     assert ids.tolist().count(4) == 1 and 2 not in ids and 3 not in ids
     assert tokenizer.encode(["the cat"])[0][0] == 2
     (tmp_path / "train.tsv").write_text("sentence\tlabel\nthe cat\t0\na mat sat\t1\n")
@@ -170,7 +173,7 @@ def test_a_t5_brings_its_own_sentinels_and_start(tmp_path):
     batch = next(made.batches(0))
     assert (batch["tokens"][:, 0] == 0).all() and (batch["targets"][:, 0] == 39).all()
     assert (batch["inputs"] == 39).any()
-    ids = tokenizer.encode_prompt("the <extra_id_1> sat")
+    ids = tokenizer.encode_prompt("the <extra_id_1> sat", sentinels=3)
     assert 38 in ids and "<extra_id_1>" in tokenizer.decode(ids, sentinels=True)
     with pytest.raises(InputError, match="10 sentinels like <extra_id_0>, and a row .* needs 13"):
         text.make("files", str(tmp_path / "input.txt"), context=256, **options)

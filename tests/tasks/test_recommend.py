@@ -151,5 +151,5 @@ def test_a_run_answers_by_the_names_of_items_and_refuses_others(tmp_path):
     walks = [(user, f"x{(user + time) % 60}", time) for user in range(60) for time in range(8)]
     (tmp_path / "other").write_text("".join(f"{u}\t{i}\t{t}\n" for u, i, t in walks))
     other = [f"config.data.path={tmp_path / 'other'}", "config.data.columns=user,item,time"]
-    with pytest.raises(InputError, match="has other items than the run was trained with"):
+    with pytest.raises(InputError, match="the data has other items than the run was trained with"):
         evaluate(folder, split="test", overrides=other)
