@@ -114,8 +114,8 @@ def write_table(runs: Runs) -> None:
         )
     head = (
         "| task | whole answers right on test | 95 % t interval | seeds | tokens right on "
-        "validation, at the best | MemN2N | steps | stories cut in train, test | core-minutes a run "
-        "|\n|---|---|---|---|---|---|---|---|---|\n"
+        "validation, at the best | MemN2N | steps | stories cut in train, test | core-minutes a "
+        "run |\n|---|---|---|---|---|---|---|---|---|\n"
     )
     (RESULTS / "table.md").write_text(head + "\n".join(rows) + "\n")
     summary = {"command": COMMAND, "accuracy": found, **versions()}

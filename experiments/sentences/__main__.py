@@ -1,6 +1,6 @@
-"""How well does a sentence classifier learn from scratch? A CNN and a small BERT on three corpora.
+"""How well does a sentence classifier learn from scratch? A CNN and a small BERT, three corpora.
 
-    python -m experiments.sentences --path=DATA --tune          # results/tuning.jsonl, validation only
+    python -m experiments.sentences --path=DATA --tune      # results/tuning.jsonl, validation only
     python -m experiments.sentences --path=DATA [--seeds=5] [--only=sst2/cnn,trec/bert]
 
 DATA holds sst2/{train,dev,test}.tsv and text_classification/{rt-polarity,TREC.train,TREC.test}.all.
@@ -14,16 +14,22 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from experiments.sentences.settings import PUBLISHED, SETTINGS, TRIALS
+import ml_collections
+
+from experiments.sentences.settings import PUBLISHED, TRIALS, best
 from experiments.sentences.tables import CORPORA, make, rows, words
 from experiments.short_runs import interval, versions
 from experiments.whole_runs import Runs, keep_compilations, trained
-from research import build, config
+from research import config
 from research.evaluate import evaluate
 
 RESULTS = Path(__file__).parent / "results"
 ARCHITECTURES = ("cnn", "bert")
 NAMES = ("data", "model", "seed")
+RUNS, TUNING = (
+    Runs(RESULTS / "runs.jsonl", NAMES),
+    Runs(RESULTS / "tuning.jsonl", (*NAMES, "given")),
+)
 COMMAND = "python -m experiments.sentences --path=DATA"
 
 
@@ -35,38 +41,48 @@ def main() -> None:
     parser.add_argument("--only", default="", help="e.g. sst2/cnn,mr/bert")
     parser.add_argument("--tune", action="store_true", help="the trials of settings.py instead")
     arguments = parser.parse_args()
-    pairs = [(d, m) for m in ARCHITECTURES for d in CORPORA]
-    only = arguments.only.split(",") if arguments.only else [f"{d}/{m}" for d, m in pairs]
-    pairs = [(d, m) for d, m in pairs if f"{d}/{m}" in only]
-    tuning, runs = (
-        Runs(RESULTS / "tuning.jsonl", (*NAMES, "given")),
-        Runs(RESULTS / "runs.jsonl", NAMES),
-    )
+    everything = [f"{data}/{model}" for model in ARCHITECTURES for data in CORPORA]
+    only = arguments.only.split(",") if arguments.only else everything
+    if unknown := set(only) - set(everything):
+        parser.error(f"--only={','.join(unknown)}; there are {', '.join(everything)}")
     keep_compilations()
     with tempfile.TemporaryDirectory() as place:
-        for data, model in pairs:
+        for what in only:
             if arguments.tune:
-                for number, given in enumerate(TRIALS[f"{data}/{model}"]):
-                    names = dict(data=data, model=model, seed=100, given=given)
-                    if tuning.find(**names) is None:
-                        folder = f"{place}/{data}-{model}-trial{number}"
-                        settings = configured(arguments.path, data, model, 100, given, folder)
-                        tuning.add(names | trained(settings, folder, "accuracy"))
-                continue
-            for seed in range(arguments.seeds):
-                names = dict(data=data, model=model, seed=seed)
-                if runs.find(**names) is None:
-                    folder = f"{place}/{data}-{model}-{seed}"
-                    given = SETTINGS[f"{data}/{model}"]
-                    settings = configured(arguments.path, data, model, seed, given, folder)
-                    line = names | trained(settings, folder, "accuracy")
-                    found = evaluate(folder, step="best", split="test")
-                    runs.add(line | dict(test=found["accuracy"], f1=found["f1"], given=given))
-    if runs.read() and not arguments.tune:
-        write_table(runs)
+                tune(arguments.path, what, place)
+            else:
+                run(arguments.path, what, range(arguments.seeds), place)
+    if RUNS.read() and not arguments.tune:
+        write_table()
 
 
-def configured(path: str, data: str, model: str, seed: int, given: list[str], folder: str):
+def tune(path: str, what: str, place: str) -> None:
+    """Tries what is left of the trials, on validation alone."""
+    data, model = what.split("/")
+    for number, given in enumerate(TRIALS.get(what, ())):
+        names = dict(data=data, model=model, seed=100, given=given)
+        if TUNING.find(**names) is None:
+            folder = f"{place}/{data}-{model}-trial{number}"
+            settings = configured(path, data, model, 100, given, folder)
+            TUNING.add(names | trained(settings, folder, "accuracy"))
+
+
+def run(path: str, what: str, seeds: range, place: str) -> None:
+    """Trains and tests what is left of the seeds."""
+    data, model = what.split("/")
+    for seed in seeds:
+        names = dict(data=data, model=model, seed=seed)
+        if RUNS.find(**names) is None:
+            given, folder = best(what, TUNING.read()), f"{place}/{data}-{model}-{seed}"
+            settings = configured(path, data, model, seed, given, folder)
+            line = names | trained(settings, folder, "accuracy")
+            found = evaluate(folder, step="best", split="test")
+            RUNS.add(line | dict(test=found["accuracy"], f1=found["f1"], given=given))
+
+
+def configured(
+    path: str, data: str, model: str, seed: int, given: list[str], folder: str
+) -> ml_collections.FrozenConfigDict:
     """Returns the config of a run, whose tables and words lie beside its workdir."""
     make(data, path, seed, tables := f"{folder}-tables")
     given = [f"config.data.path={tables}", f"config.seed={seed}", "config.log.tensorboard=False",
@@ -79,11 +95,11 @@ def configured(path: str, data: str, model: str, seed: int, given: list[str], fo
     return config.load(f"configs/nlp/sentiment.py:{model}", given)
 
 
-def write_table(runs: Runs) -> None:
+def write_table() -> None:
     """Writes table.md and summary.json."""
     table, found = [], {}
     for data, model in ((d, m) for d in CORPORA for m in ARCHITECTURES):
-        lines = [x for x in runs.read() if (x["data"], x["model"]) == (data, model)]
+        lines = [x for x in RUNS.read() if (x["data"], x["model"]) == (data, model)]
         if not lines:
             continue
         accuracies = [100 * line["test"] for line in lines]

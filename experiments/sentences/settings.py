@@ -1,7 +1,11 @@
-"""What each run sets beside configs/nlp/sentiment.py, and what was tried on validation for that.
+"""What was tried on validation, beside configs/nlp/sentiment.py; the best of it is what runs.
 
+MR's sentences are SST-2's in another form: it takes what was best there, and as many more steps as
+it has more sentences.
 `words=n` stands for a tokenizer of the words that occur n times in the train split (tables.py).
 """
+
+from research.arguments import InputError
 
 # Kim 2014 (arXiv:1408.5882), table 2, CNN-rand, and what others measured for it. Kim's SST-2 trains
 # on 67,000 phrases beside the 6,920 sentences that are all there is here.
@@ -19,14 +23,6 @@ ENCODER = (
     "model.num_layers=2", "model.unroll=2", "model.dropout=0.3", "optim.lr.peak=1e-3",
     "optim.lr.warmup=50",
 )  # fmt: skip
-SETTINGS = {
-    "sst2/cnn": _settings(48, 400, "optim.lr.peak=2e-3", "ema=0.98"),
-    "mr/cnn": _settings(48, 500, "optim.lr.peak=2e-3", "ema=0.98"),
-    "trec/cnn": _settings(40, 500, *FAST, "ema=0.98"),
-    "sst2/bert": _settings(48, 500, *ENCODER),
-    "mr/bert": _settings(48, 600, *ENCODER),
-    "trec/bert": _settings(40, 500, *ENCODER),
-}
 TRIALS = {
     "sst2/cnn": [
         _settings(48, 400, least=1),
@@ -41,15 +37,32 @@ TRIALS = {
         _settings(48, 300, *FAST, "optim.lr.peak=6e-3"),
         _settings(48, 800),
     ],
-    "mr/cnn": [],
     "trec/cnn": [
         _settings(40, 300, *FAST, least=1),
         _settings(40, 400, least=1),
         _settings(40, 300, *FAST),
         _settings(40, 400),
         _settings(40, 300, "data.vocab_size=8192", *FAST, least=None),
+        _settings(40, 500, *FAST, "ema=0.98"),
     ],
-    "sst2/bert": [],
-    "mr/bert": [],
-    "trec/bert": [],
+    "sst2/bert": [
+        _settings(48, 500, *ENCODER),
+        _settings(48, 500, *ENCODER, "optim.lr.peak=5e-4", "ema=0.98"),
+    ],
+    "trec/bert": [
+        _settings(40, 500, *ENCODER),
+        _settings(40, 500, *ENCODER, "optim.lr.peak=2e-3", "ema=0.98"),
+    ],
 }
+MORE = {"mr/cnn": ("sst2/cnn", 500), "mr/bert": ("sst2/bert", 625)}
+
+
+def best(what: str, tried: list[dict]) -> list[str]:
+    """Returns the trial of the most validation accuracy, of those in tuning.jsonl. Raises
+    InputError if they are not all there yet."""
+    source, steps = MORE.get(what, (what, None))
+    found = [line for line in tried if f"{line['data']}/{line['model']}" == source]
+    if any(trial not in [line["given"] for line in found] for trial in TRIALS[source]):
+        raise InputError(f"{source} is not tuned yet; run with --tune --only={source} first")
+    given = max(found, key=lambda line: line["validation"])["given"]
+    return given if steps is None else [*given, f"config.steps={steps}"]

@@ -148,7 +148,8 @@ def write_table(runs: Runs) -> None:
             table.append(f"| {first} less {second} | {_shown(one)} |")
     head = (
         "| kind | test accuracy, 95 % t interval | seeds | validation, at its best | parameters "
-        "that learn | bytes of optimizer state | core-minutes a run |\n|---|---|---|---|---|---|---|\n"
+        "that learn | bytes of optimizer state | core-minutes a run |\n"
+        "|---|---|---|---|---|---|---|\n"
     )
     (RESULTS / "table.md").write_text(head + "\n".join(table) + "\n")
     (RESULTS / "summary.json").write_text(json.dumps(summary | versions(), indent=2) + "\n")
