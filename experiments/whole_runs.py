@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import ml_collections
-from scipy import stats
 
 from research import compilation_cache, metrics
 from research.train import train
@@ -70,8 +69,3 @@ def keep_compilations() -> None:
     cache = os.environ.get("ANNEAL_CACHE", os.path.expanduser("~/.cache/anneal"))
     compilation_cache.keep(os.environ.get("JAX_COMPILATION_CACHE_DIR", f"{cache}/xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def paired(first: list[float], second: list[float]) -> float:
-    """Returns the p-value of a paired t-test of equal means."""
-    return float(stats.ttest_rel(first, second).pvalue)

@@ -79,7 +79,7 @@ def main() -> None:
                     found = evaluate(folder, step="best", split="test")
                     runs.add(line | dict(test=found["accuracy"], given=KINDS[kind] + LABELLED))
     if runs.read():
-        write_table(runs)
+        write_table([line for line in runs.read() if line["labels"] == arguments.labels])
 
 
 def pretrain(path: str, workdir: str) -> None:
@@ -120,14 +120,12 @@ def sizes(settings: ml_collections.FrozenConfigDict) -> dict[str, int]:
     return dict(parameters=count, optimizer=sum(x.size * x.dtype.itemsize for x in kept))
 
 
-def write_table(runs: Runs) -> None:
+def write_table(lines: list[dict]) -> None:
     """Writes table.md and summary.json."""
-    lines = runs.read()
     table, summary = [], {"command": COMMAND, "accuracy": {}, "differences": {}}
     kinds = [kind for kind in KINDS if any(line["kind"] == kind for line in lines)]
     tests = {
-        kind: {(x["labels"], x["seed"]): 100 * x["test"] for x in lines if x["kind"] == kind}
-        for kind in kinds
+        kind: {x["seed"]: 100 * x["test"] for x in lines if x["kind"] == kind} for kind in kinds
     }
     for kind in kinds:
         one = summary["accuracy"][kind] = interval(list(tests[kind].values()))
@@ -143,7 +141,7 @@ def write_table(runs: Runs) -> None:
     for first, second in (("full", "scratch"), ("lora", "scratch"), ("lora", "full")):
         if first in tests and second in tests:
             both = sorted(tests[first].keys() & tests[second].keys())
-            gaps = [tests[first][names] - tests[second][names] for names in both]
+            gaps = [tests[first][seed] - tests[second][seed] for seed in both]
             one = summary["differences"][f"{first} - {second}"] = interval(gaps)
             table.append(f"| {first} less {second} | {_shown(one)} |")
     head = (
