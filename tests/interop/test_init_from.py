@@ -272,6 +272,7 @@ EXPERTS, SPLIT = "config.model.experts=4", ("config.mesh.fsdp=2", "config.mesh.e
 
 
 @pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
+@pytest.mark.slow
 def test_experts_of_all_layers_are_taken_on_any_mesh(scan, mixture, text, tmp_path):
     path, params = mixture
     config = load(text, f"config.init_from=hf:{path}", EXPERTS, f"config.model.scan={scan}", *SPLIT)

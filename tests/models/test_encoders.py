@@ -164,6 +164,7 @@ def test_cached_decoding_equals_the_whole_decoder(shape):
         np.testing.assert_allclose(logits[:, 0, :65], whole[:, t, :65], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_greedy_decoding_is_the_likeliest_continuation():
     model, batch = t5.make(**T5), batch_for("seq2seq")
     variables = variables_of(model)

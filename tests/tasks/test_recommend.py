@@ -105,6 +105,7 @@ def test_a_place_does_not_see_the_items_behind_it():
 
 
 @pytest.mark.parametrize("negatives", ["None", "1"])
+@pytest.mark.slow
 def test_who_goes_in_circles_is_foreseen(negatives, tmp_path):
     """30 items, each followed by the next: after short training the held-out one is known."""
     walks = [(user, (user * 7 + time) % 30, time) for user in range(60) for time in range(12)]
@@ -128,6 +129,7 @@ def test_who_goes_in_circles_is_foreseen(negatives, tmp_path):
     assert after["hr@10"] > 0.99 and after["ndcg@10"] > 0.95
 
 
+@pytest.mark.slow
 def test_a_run_answers_by_the_names_of_items_and_refuses_others(tmp_path):
     folder = str(tmp_path / "run")
     given = ["config.steps=4", "config.optim.lr.warmup=2", "config.log.tensorboard=False"]
