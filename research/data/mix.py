@@ -14,7 +14,6 @@ import functools
 import inspect
 import itertools
 import math
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +23,7 @@ from research.arguments import Count, InputError, Range, Size
 from research.data import tokenizer as tokenizers
 from research.data.order import mixed, whole_shares
 from research.data.readers import Records
-from research.data.source import Batch, Row, Source, cached, make_batches
+from research.data.source import Batch, Row, Source, cache_folder, cached, make_batches
 from research.data.text import digest, learn_tokenizer
 from research.data.tokenizer import Kind
 from research.lookup import find, section
@@ -67,7 +66,7 @@ def make(
     for name in names:
         takes[name] = inspect.signature(find("data", given[name]["name"])).parameters.keys()
     if tokenizer_path is None and any("tokenizer_path" in keys for keys in takes.values()):
-        root = Path(cache or os.environ.get("ANNEAL_CACHE") or "~/.cache/anneal").expanduser()
+        root = cache_folder(cache)
         codec = _learn({name: given[name] for name in names}, tokenizer, vocab_size, root)
         folder = root / f"tokenizer-{codec.fingerprint[:32]}"
         cached(folder, lambda to: codec.save(to / "tokenizer.json"))

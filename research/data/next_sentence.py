@@ -15,7 +15,6 @@ comes from elsewhere the rest is not seen in that epoch, a quarter of the text.
 
 import functools
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -26,7 +25,7 @@ import numpy as np
 from research.arguments import Count, InputError, Range, Size
 from research.data.corrupt import mask, mask_count
 from research.data.readers import Records
-from research.data.source import Batch, Source, cached, make_batches
+from research.data.source import Batch, Source, cache_folder, cached, make_batches
 from research.data.text import digest, learn_tokenizer, open_array
 from research.data.tokenizer import Kind, Tokenizer
 from research.lookup import find
@@ -66,7 +65,7 @@ def make(
     if context < 8:
         raise InputError(f"context={context} has no room for two segments; expected at least 8")
     read = functools.cache(lambda name: find("data.readers", reader)(path, name, field))
-    root = Path(cache or os.environ.get("ANNEAL_CACHE") or "~/.cache/anneal").expanduser()
+    root = cache_folder(cache)
     codec = learn_tokenizer(read, tokenizer, vocab_size, tokenizer_path, root, 0)
     key = digest(FORMAT, read(split).fingerprint, codec.fingerprint, context)
     store = cached(root / f"pairs-{key}", lambda to: _write(read(split), codec, context - 3, to))

@@ -6,8 +6,6 @@ The table's forms are those of table.py; the rows are those of corrupt.py's `pai
 """
 
 import functools
-import os
-from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +14,7 @@ from research.data import table
 from research.data.corrupt import pair
 from research.data.order import by_length, refuse_longer
 from research.data.readers import Records
-from research.data.source import Batch, Source, make_source
+from research.data.source import Batch, Source, cache_folder, make_source
 from research.data.text import digest, learn_tokenizer
 from research.data.tokenizer import Kind, Tokenizer
 
@@ -55,7 +53,7 @@ def make(
         train = found if split == "train" else table.read(path, "train", columns, fields)
         return table.texts(train, fields)
 
-    root = Path(cache or os.environ.get("ANNEAL_CACHE") or "~/.cache/anneal").expanduser()
+    root = cache_folder(cache)
     codec = learn_tokenizer(held, tokenizer, vocab_size, tokenizer_path, root, 0)
     inputs, targets = (codec.encode([row[name] for row in found.rows], True) for name in fields)
     height = target_context or context

@@ -10,9 +10,7 @@ and last token, 0 where the window does not hold it whole or there is none.
 """
 
 import functools
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +18,7 @@ import numpy as np
 from research.arguments import Count, InputError, Size
 from research.data import squad
 from research.data.readers import Records
-from research.data.source import Batch, Source, make_batches
+from research.data.source import Batch, Source, cache_folder, make_batches
 from research.data.text import digest, learn_tokenizer
 from research.data.tokenizer import Kind, Tokenizer
 
@@ -122,7 +120,7 @@ def make(
     quiz = squad.read(path, split)
     if not quiz.questions:
         raise InputError(f"{path} has no questions for split {split}")
-    root = Path(cache or os.environ.get("ANNEAL_CACHE") or "~/.cache/anneal").expanduser()
+    root = cache_folder(cache)
     read = functools.cache(lambda name: _records(quiz if name == split else squad.read(path, name)))
     codec = learn_tokenizer(read, tokenizer, vocab_size, tokenizer_path, root, 0)
     asked = [question.text for question in quiz.questions]

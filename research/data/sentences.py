@@ -7,11 +7,9 @@ whose `types` are 1. The table's forms are those of table.py.
 """
 
 import functools
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +19,7 @@ from research.data import corrections as corrections_lib
 from research.data import table
 from research.data.order import by_length, refuse_longer
 from research.data.readers import Records
-from research.data.source import Batch, Source, make_source
+from research.data.source import Batch, Source, cache_folder, make_source
 from research.data.text import digest, learn_tokenizer
 from research.data.tokenizer import Kind, Tokenizer
 
@@ -85,7 +83,7 @@ def make(
                 f"{where}: label {name!r} is not among those of the train split: "
                 + ", ".join(classes)
             )
-    root = Path(cache or os.environ.get("ANNEAL_CACHE") or "~/.cache/anneal").expanduser()
+    root = cache_folder(cache)
     held = table.texts(train, fields[:-1])
     codec = learn_tokenizer(lambda _: held, tokenizer, vocab_size, tokenizer_path, root, 0)
     first = codec.encode([row[text] for row in found.rows], bare=True)

@@ -236,6 +236,11 @@ def prefetch(iterator: Iterator[Any], put: Callable[[Any], Any], depth: int = 2)
         getattr(iterator, "close", lambda: None)()
 
 
+def cache_folder(given: str | None) -> Path:
+    """Returns where ids and tokenizers are kept: `given`, $ANNEAL_CACHE or ~/.cache/anneal."""
+    return Path(given or os.environ.get("ANNEAL_CACHE") or "~/.cache/anneal").expanduser()
+
+
 def cached(
     folder: Path,
     write: Callable[[Path], None],

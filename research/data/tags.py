@@ -8,8 +8,6 @@ goes into another, so that every word is asked for once.
 """
 
 import functools
-import os
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +15,7 @@ import numpy as np
 from research.arguments import Count, InputError, Size
 from research.data import conll
 from research.data.readers import Records
-from research.data.source import Batch, Source, make_batches
+from research.data.source import Batch, Source, cache_folder, make_batches
 from research.data.text import digest, learn_tokenizer
 from research.data.tokenizer import Kind, Tokenizer
 
@@ -81,7 +79,7 @@ def make(
                     f"{sentence.file}:{line}: tag {name!r} is not among those of the train split: "
                     + ", ".join(classes)
                 )
-    root = Path(cache or os.environ.get("ANNEAL_CACHE") or "~/.cache/anneal").expanduser()
+    root = cache_folder(cache)
     held = lambda name: _records(read(name))  # noqa: E731
     codec = learn_tokenizer(held, tokenizer, vocab_size, tokenizer_path, root, 0)
     parts, info = divide([sentence.words for sentence in found.sentences], context, codec)

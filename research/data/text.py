@@ -17,7 +17,6 @@ import functools
 import hashlib
 import itertools
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,7 +29,15 @@ from research.data import tokenizer as tokenizers
 from research.data.corrupt import mask, mask_count, span_shapes, spans
 from research.data.order import by_length, refuse_longer
 from research.data.readers import Records
-from research.data.source import Batch, RecordError, Source, cached, make_source, skip_record
+from research.data.source import (
+    Batch,
+    RecordError,
+    Source,
+    cache_folder,
+    cached,
+    make_source,
+    skip_record,
+)
 from research.data.tokenizer import Kind, Tokenizer
 from research.lookup import find
 
@@ -79,7 +86,7 @@ def make(
     Raises InputError for text that cannot be used, RecordError for a corrupt document.
     """
     read = functools.cache(lambda name: texts(name, reader, path, field))
-    root = Path(cache or os.environ.get("ANNEAL_CACHE") or "~/.cache/anneal").expanduser()
+    root = cache_folder(cache)
     codec = learn_tokenizer(read, tokenizer, vocab_size, tokenizer_path, root, skip_budget)
     key = digest(FORMAT, read(split).fingerprint, codec.fingerprint, split)
     store = root / f"tokens-{key}"

@@ -316,10 +316,8 @@ class T5(nnx.Module):
             memory_segments_bs = jnp.ones(memory_bsd.shape[:2], jnp.int32)
         zeros = {name: jnp.zeros(shape, self.dtype) for name in ("k", "v")}
         layers = zeros | {f"memory_{name}": value for name, value in memory.items()}
-        return {
-            "layers": layers,
-            "segments": memory_segments_bs[None],
-        }  # as every leaf: batch second
+        # As in every leaf of a cache the batch is the second axis.
+        return {"layers": layers, "segments": memory_segments_bs[None]}
 
     def decode_step(
         self,
