@@ -62,6 +62,25 @@ def predict_next(
     return (total, weight), Aux(model_state, {"accuracy": (correct, weight)} | health)
 
 
+def name_class(
+    logits: jax.Array, batch: dict, classes: int, label_smoothing: Any, train: bool
+) -> tuple[tuple[jax.Array, jax.Array], dict[str, tuple[Any, Any]]]:
+    """Returns the loss of `logits` (..., classes) on batch["labels"] (...), by batch["weight"], and
+    its metrics: what naming a class of a text and of each word share. Smoothing counts in training
+    only."""
+    labels, weight = batch["labels"], batch["weight"]
+    total = weight.sum()
+    smoothing = label_smoothing if train else 0.0
+    truth, guess = jax.nn.one_hot(labels, classes), jax.nn.one_hot(logits.argmax(-1), classes)
+    aim = (1 - smoothing) * truth + smoothing / classes
+    nll = -(aim * jax.nn.log_softmax(logits)).sum(-1)
+    metrics = {"accuracy": (((guess * truth).sum(-1) * weight).sum(), total)}
+    if not train:  # truth by guess
+        confusion = jnp.einsum("...,...c,...d->cd", weight, truth, guess)
+        metrics["_confusion"] = (confusion, total)
+    return ((nll * weight).sum(), total), metrics
+
+
 def routing(
     model_state: Any, weight: jax.Array, balance: Any, z: Any
 ) -> tuple[jax.Array | float, dict[str, tuple[Any, Any]]]:

@@ -7,11 +7,10 @@ Reports accuracy, the macro average of F1 over classes, and Matthews' correlatio
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from research.arguments import Count, Fraction, InputError
-from research.tasks import Aux, Task
+from research.tasks import Aux, Task, name_class
 
 
 def make(labels: Count | None = None, label_smoothing: Fraction = 0.0) -> Task:
@@ -24,18 +23,8 @@ def make(labels: Count | None = None, label_smoothing: Fraction = 0.0) -> Task:
     ) -> tuple[tuple[jax.Array, jax.Array], Aux]:
         inputs = (batch.get(name) for name in ("tokens", "segments", "positions", "types"))
         logits_bc, state = model.apply(variables, *inputs, key=key, train=train)
-        truth_bc = jax.nn.one_hot(batch["labels"], labels)
-        smoothing = label_smoothing if train else 0.0
-        aim_bc = (1 - smoothing) * truth_bc + smoothing / labels
-        weight_b = batch["weight"]
-        nll_b = -(aim_bc * jax.nn.log_softmax(logits_bc)).sum(-1)
-        guess_bc = jax.nn.one_hot(logits_bc.argmax(-1), labels)
-        weight = weight_b.sum()
-        metrics = {"accuracy": ((guess_bc * truth_bc).sum(-1) @ weight_b, weight)}
-        if not train:  # truth by guess
-            confusion = jnp.einsum("b,bc,bd->cd", weight_b, truth_bc, guess_bc)
-            metrics["_confusion"] = (confusion, weight)
-        return (nll_b @ weight_b, weight), Aux(state, metrics)
+        total, metrics = name_class(logits_bc, batch, labels, label_smoothing, train)
+        return total, Aux(state, metrics)
 
     return Task(loss, report)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.arguments import Count, Fraction, InputError
-from research.tasks import Aux, Task, classify
+from research.tasks import Aux, Task, classify, name_class
 
 PREFIXES = ("B-", "I-", "E-", "S-")
 
@@ -33,26 +33,15 @@ def make(labels: Count | None = None, label_smoothing: Fraction = 0.0) -> Task:
     ) -> tuple[tuple[jax.Array, jax.Array], Aux]:
         inputs = (batch.get(name) for name in ("tokens", "segments", "positions", "types"))
         logits_btc, state = model.apply(variables, *inputs, key=key, train=train)
-        truth_btc = jax.nn.one_hot(batch["labels"], labels)
-        smoothing = label_smoothing if train else 0.0
-        aim_btc = (1 - smoothing) * truth_btc + smoothing / labels
-        weight_bt = batch["weight"]
-        weight = weight_bt.sum()
-        nll_bt = -(aim_btc * jax.nn.log_softmax(logits_btc)).sum(-1)
-        guess_bt = logits_btc.argmax(-1)
-        right_bt = guess_bt == batch["labels"]
-        metrics = {"accuracy": ((right_bt * weight_bt).sum(), weight)}
-        if not train:  # truth by guess
-            guess_btc = jax.nn.one_hot(guess_bt, labels)
-            confusion = jnp.einsum("bt,btc,btd->cd", weight_bt, truth_btc, guess_btc)
-            metrics["_confusion"] = (confusion, weight)
+        total, metrics = name_class(logits_btc, batch, labels, label_smoothing, train)
         if "turn" in batch:
+            guess_bt = logits_btc.argmax(-1)
             # Each row has a place of its own, as in span.py: a sentence may lie in several, and an
             # entity in two of them.
             own, exact = jnp.eye(len(guess_bt)), dict(precision=jax.lax.Precision.HIGHEST)
             tags = jnp.einsum("bn,bj,bt->njt", batch["turn"], own, guess_bt * 1.0, **exact)
-            metrics["_tags"] = (tags, weight)
-        return ((nll_bt * weight_bt).sum(), weight), Aux(state, metrics)
+            metrics["_tags"] = (tags, total[1])
+        return total, Aux(state, metrics)
 
     return Task(loss, report)
 
