@@ -53,7 +53,6 @@ SUPPLIED = {
 # What may differ when a run is resumed: none of it changes the numbers a step computes.
 MAY_DIFFER = (
     "mesh", "log", "checkpoint", "data.workers", "guard.replicas_every", "guard.hang_after",
-    "eval.beams", "eval.length_penalty",
 )  # fmt: skip
 
 

@@ -106,9 +106,10 @@ def evaluate(
     """Evaluates a checkpoint of a workdir; `step` is "latest", "best" or a number, `weights` "raw"
     or "ema" (None: ema when the run kept one), `overrides` change the stored config (another mesh,
     another text). Texts are decoded and judged where task and data have such, greedily unless
-    config.eval.beams says otherwise. Raises InputError for what is not there."""
+    config.eval.beams says otherwise (None: not at all). Raises InputError for what is not there."""
     run, source = reopen(folder, split, overrides)
-    if run.task.judge and source.gold is not None and run.config.eval.beams is None:
+    asked = any(text.startswith("config.eval.beams=") for text in overrides)
+    if run.task.judge and source.gold is not None and run.config.eval.beams is None and not asked:
         run = run._replace(config=config_lib.override(run.config, ["config.eval.beams=1"]))
     with jax.set_mesh(run.mesh):
         variables, number, info = restore_weights(folder, run, step, weights)

@@ -73,11 +73,13 @@ def generate(
         variables, _, info = restore_weights(folder, run, step, weights)
         key = jax.random.key(np.uint32(seed))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(len(prompts)))
-        for start in range(0, len(prompts), batch):
-            chosen = range(start, min(start + batch, len(prompts)))
+    for start in range(0, len(prompts), batch):
+        chosen = range(start, min(start + batch, len(prompts)))
+        # Nothing is yielded with the mesh set: whoever stops asking would be left with it.
+        with jax.set_mesh(run.mesh):
             found = answer(variables, info, chosen, keys[start : start + batch])
-            for index, result in zip(chosen, found, strict=True):
-                yield {"prompt": prompts[index]} | result
+        for index, result in zip(chosen, found, strict=True):
+            yield {"prompt": prompts[index]} | result
 
 
 def _refuse_beams(

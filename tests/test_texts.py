@@ -3,6 +3,7 @@
 import json
 import sys
 
+import jax
 import pytest
 import sacrebleu
 
@@ -71,6 +72,7 @@ def test_a_split_is_judged_by_what_generate_answers(learned, pairs, beams, capsy
     # Buckets have an order of their own, in which the answers would not meet their texts.
     again = evaluate(str(learned), overrides=[*given, "config.data.buckets=(10,16)"])
     assert {name: again[name] for name in right} == pytest.approx(right)
+    assert "bleu" not in evaluate(str(learned), overrides=["config.eval.beams=None"])
 
 
 def test_the_signature_is_said_once(learned, capsys):
@@ -94,8 +96,16 @@ def test_a_run_decodes_on_its_way_only_when_asked(learned, pairs, tmp_path):
     train(load(pairs, *more), str(tmp_path / "run"))
     numbers = read(tmp_path / "run" / "metrics.jsonl")
     assert [line["step"] for line in numbers if "bleu" in line] == [5, 10]
-    # How a run is judged is no other run.
-    train(load(pairs, *more, "config.eval.beams=3"), str(tmp_path / "run"))
+    # Numbers by other beams are no numbers to find the best one by.
+    with pytest.raises(InputError, match="eval.beams"):
+        train(load(pairs, *more, "config.eval.beams=3"), str(tmp_path / "run"))
+
+
+def test_who_stops_asking_is_not_left_with_the_mesh_of_the_run(learned):
+    before = jax.sharding.get_mesh()
+    answers = generate(str(learned), ["one two", "two one"], temperature=0.0)
+    next(answers)
+    assert jax.sharding.get_mesh() == before
 
 
 def test_what_has_no_texts_is_not_judged(text, pairs, tmp_path, monkeypatch):

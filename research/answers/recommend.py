@@ -38,10 +38,13 @@ def make(
             raise InputError(f"the prompt {prompt[:40]!r} has no items; name some")
         return interactions.encode(np.array([number[name] for name in names]), context)
 
+    rows: list[dict[str, np.ndarray]] = []
+
     def answer(variables: dict, info: dict, chosen: range, keys: jax.Array) -> list[dict]:
-        number = {name: index for index, name in enumerate(info["items"])}
-        rows = [row(prompts[index], number) for index in chosen]
-        batch = {name: np.stack([one[name] for one in rows]) for name in rows[0]}
+        if not rows:  # all of them, before the first answer is given
+            number = {name: index for index, name in enumerate(info["items"])}
+            rows.extend(row(prompt, number) for prompt in prompts)
+        batch = {name: np.stack([rows[i][name] for i in chosen]) for name in rows[0]}
         results = []
         for chances, ids in zip(*map(np.asarray, search(variables, batch)), strict=True):
             pairs = zip(ids, chances, strict=True)

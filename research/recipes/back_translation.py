@@ -39,9 +39,16 @@ from research.data.readers import decode
 from research.data.source import cached
 from research.generate import generate
 from research.lock import locked
+from research.signals import catch_signals
 from research.train import Result, train
 
 PREEMPTED = 75
+
+
+class Stopped(RunError):
+    """A signal came while no run was there to save: the stage begins anew."""
+
+    code = PREEMPTED
 
 
 def back_translate(
@@ -70,13 +77,15 @@ def back_translate(
         raise InputError(f"config.data.name={config.data.name}: back-translation needs pairs")
     if config.eval.split == "train":
         raise InputError("config.eval.split=train: the made pairs go there; name another split")
-    folder, data = Path(workdir), config.data.to_dict()
+    if "://" in workdir:
+        raise InputError(f"--workdir={workdir}: the stages lie in a local folder; name one")
+    folder, data = Path(workdir).expanduser().resolve(), config.data.to_dict()
     text = _lines(monolingual)
     rules = dict(ratio=ratio, tag=tag, temperature=temperature, top_k=top_k, max_ratio=max_ratio)
     rules |= dict(seed=seed, lines=hashlib.sha256("\n".join(text).encode()).hexdigest())
     fields = (data["source"], data["target"])
     real = table.read(data["path"], "train", data["columns"], fields).rows
-    with locked(workdir):
+    with locked(str(folder)):
         _refuse_others(folder / "recipe.json", rules)
         hosts.say("back-translation 1 of 4: the reverse run")
         width, height = data["context"], data["target_context"] or data["context"]
@@ -92,8 +101,12 @@ def back_translate(
 
         def translate(new: Path) -> None:
             options = dict(temperature=temperature, top_k=top_k, seed=seed, batch=config.batch)
-            with open(new / "lines.jsonl", "w", encoding="utf-8") as file:
-                for answer in generate(str(folder / "reverse"), lines, **options):
+            answers = generate(str(folder / "reverse"), lines, **options)
+            file = open(new / "lines.jsonl", "w", encoding="utf-8")
+            with file, catch_signals() as stopping:
+                for answer in answers:
+                    if stopping():
+                        raise Stopped("stopped while sources were drawn; they are drawn again")
                     file.write(json.dumps(answer, ensure_ascii=False) + "\n")
 
         cached(folder / "synthetic", translate, "free some space")

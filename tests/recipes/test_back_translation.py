@@ -1,13 +1,15 @@
 """Back-translation: cut anywhere it comes to the same, and says what it left out."""
 
 import json
+import shutil
+import signal
 from collections import Counter
 
 import pytest
 
 from research import config as config_lib
 from research import manifest
-from research.arguments import InputError
+from research.arguments import InputError, RunError
 from research.recipes import back_translation
 from research.recipes.back_translation import back_translate, main, sift
 
@@ -97,6 +99,25 @@ def test_cut_anywhere_it_goes_on_and_comes_to_the_same(data, whole, tmp_path, mo
     last = lambda root: manifest.read(root / "forward" / "checkpoints" / "40")["leaves"]  # noqa: E731
     assert last(folder) == last(whole)
     assert not list(folder.glob("*.unfinished"))
+
+
+@pytest.mark.slow
+def test_a_signal_while_sources_are_drawn_ends_with_75(data, whole, tmp_path, monkeypatch):
+    shutil.copytree(whole / "reverse", tmp_path / "bt" / "reverse")
+    generate = back_translation.generate
+
+    def told(*arguments, **options):
+        for answer in generate(*arguments, **options):
+            signal.raise_signal(signal.SIGTERM)
+            yield answer
+            raise AssertionError("it went on")
+
+    monkeypatch.setattr(back_translation, "generate", told)
+    with pytest.raises(RunError, match="stopped while sources were drawn") as error:
+        back_translate(load(data), str(tmp_path / "bt"), str(data / "mono.txt"), **OPTIONS)
+    assert error.value.code == 75 and not (tmp_path / "bt" / "synthetic").exists()
+    with pytest.raises(InputError, match="the stages lie in a local folder"):
+        back_translate(load(data), "gs://bucket/bt", str(data / "mono.txt"), **OPTIONS)
 
 
 @pytest.mark.slow
