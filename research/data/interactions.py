@@ -19,7 +19,7 @@ import numpy as np
 
 from research.arguments import Count, InputError, Size
 from research.data.readers import decode
-from research.data.source import Batch, Source, make_batches
+from research.data.source import Batch, Source, make_source
 from research.data.table import read_bytes
 from research.data.text import digest
 
@@ -57,8 +57,6 @@ def make(
     info: vocab_size, the number of items, and items, their names in the order of their numbers.
     Raises InputError for lines that do not fit, and for data of which nothing is left.
     """
-    import jax
-
     if split not in HELD:
         raise InputError(f"split={split!r} is not known here; expected {', '.join(HELD)}")
     users, items, times = (
@@ -73,15 +71,12 @@ def make(
         raise InputError(f"{path}: with core={core} no user is left for split {split}; lower it")
     row = functools.partial(_row, found.ids, found.starts[chosen], kept[chosen], context, split)
     names = ("tokens", "targets", "segments", "positions", "weight")
-    kind = lambda name: np.float32 if name == "weight" else np.int32  # noqa: E731
-    spec = {name: jax.ShapeDtypeStruct((batch, context), kind(name)) for name in names}
-    order = dict(seed=seed, shuffle=split == "train", repeat=split == "train", workers=workers)
-    batches, rows = make_batches(row, len(chosen), spec=spec, batch=batch, **order)
     info = dict(vocab_size=len(found.names), context=context, items=found.names)
     info |= dict(users=len(lengths), interactions=len(found.ids))
     content = (found.ids.tobytes(), found.starts.tobytes(), found.names)
     info["fingerprint"] = digest(*content, context, split)
-    return Source(spec, info, -(-len(chosen) // batch), batches, rows)
+    form, care = dict.fromkeys(names, (context,)), dict(batch=batch, seed=seed, workers=workers)
+    return make_source(row, len(chosen), [form], info, None, split=split, **care)
 
 
 def sequences(users: np.ndarray, items: np.ndarray, times: np.ndarray, core: int) -> Sequences:

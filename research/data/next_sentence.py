@@ -25,7 +25,7 @@ import numpy as np
 from research.arguments import Count, InputError, Range, Size
 from research.data.corrupt import mask, mask_count
 from research.data.readers import Records
-from research.data.source import Batch, Source, cache_folder, cached, make_batches
+from research.data.source import Batch, Source, cache_folder, cached, make_source
 from research.data.text import digest, learn_tokenizer, open_array
 from research.data.tokenizer import Kind, Tokenizer
 from research.lookup import find
@@ -60,8 +60,6 @@ def make(
     of them with a single sentence, which serve as another document only (`alone`), and sentences.
     Raises InputError for text without two documents, and RecordError for a corrupt one.
     """
-    import jax  # here, as in text.py
-
     if context < 8:
         raise InputError(f"context={context} has no room for two segments; expected at least 8")
     read = functools.cache(lambda name: find("data.readers", reader)(path, name, field))
@@ -78,18 +76,17 @@ def make(
         )
     tokens = next(store.glob("tokens.*"))
     row = functools.partial(_row, tokens, store, codec, context, mask_rate, whole_words)
-    shapes = dict.fromkeys(("tokens", "targets", "segments", "types"), ((context,), np.int32))
-    shapes |= dict(weight=((context,), np.float32), labels=((), np.int32))
-    spec = {n: jax.ShapeDtypeStruct((batch, *shape), kind) for n, (shape, kind) in shapes.items()}
-    order = dict(seed=seed, shuffle=split == "train", repeat=split == "train", workers=workers)
-    batches, rows = make_batches(row, info["pairs"], spec=spec, batch=batch, **order)
+    names = ("tokens", "targets", "segments", "types", "weight")
+    form, care = dict.fromkeys(names, (context,)), dict(batch=batch, seed=seed, workers=workers)
     info |= dict(
         vocab_size=codec.size_with(codec.mask, codec.first), context=context, tokenizer=codec.kind
     )
     info |= dict(num_types=2, predictions=mask_count(context - 3, mask_rate))
     info["tokenizer_fingerprint"] = codec.fingerprint
     info["fingerprint"] = digest(key, mask_rate, whole_words)
-    return Source(spec, info, -(-info["pairs"] // batch), batches, rows, codec)
+    return make_source(
+        row, info["pairs"], [form | dict(labels=())], info, codec, split=split, **care
+    )
 
 
 def _write(records: Records, codec: Tokenizer, room: int, folder: Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from research.arguments import Count, InputError, Size
 from research.data import squad
 from research.data.readers import Records
-from research.data.source import Batch, Source, cache_folder, make_batches
+from research.data.source import Batch, Source, cache_folder, make_source
 from research.data.text import digest, learn_tokenizer
 from research.data.tokenizer import Kind, Tokenizer
 
@@ -115,8 +115,6 @@ def make(
     are cut and answers skipped, some of them by name. Raises InputError for windows that would
     leave gaps.
     """
-    import jax
-
     quiz = squad.read(path, split)
     if not quiz.questions:
         raise InputError(f"{path} has no questions for split {split}")
@@ -130,13 +128,10 @@ def make(
     if not windows:
         raise InputError(f"{path}: no answer of split {split} is in its passage at answer_start")
     count = -(-len(windows) // batch)
-    shapes = {name: ((context,), np.int32) for name in ("tokens", "segments", "types")}
-    shapes |= dict(starts=((), np.int32), ends=((), np.int32), weight=((), np.float32))
-    shapes |= {} if split == "train" else dict(turn=((count,), np.float32))
-    spec = {n: jax.ShapeDtypeStruct((batch, *shape), kind) for n, (shape, kind) in shapes.items()}
+    form = dict.fromkeys(("tokens", "segments", "types"), (context,))
+    form |= dict(starts=(), ends=(), weight=())
+    form |= {} if split == "train" else dict(turn=(count,))
     row = functools.partial(_row, texts, windows, batch, count)
-    order = dict(seed=seed, shuffle=split == "train", repeat=split == "train", workers=workers)
-    batches, examples = make_batches(row, len(windows), spec=spec, batch=batch, **order)
     info |= dict(cut=cut, context=context, tokenizer=codec.kind)
     info |= dict(
         vocab_size=codec.size_with(codec.mask, codec.first), tokenizer_fingerprint=codec.fingerprint
@@ -149,7 +144,9 @@ def make(
 
     gold = Gold(rows, [[answer for answer, _ in q.answers] for q in quiz.questions], text)
     gold = None if split == "train" else gold
-    return Source(spec, info, count, batches, examples, codec, gold)
+    care = dict(split=split, batch=batch, seed=seed, workers=workers)
+    source = make_source(row, len(windows), [form], info, codec, **care)
+    return source._replace(gold=gold, row=None)  # judged by all windows of a question at once
 
 
 def tokenise(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # a worker process starts twice as fast without it
     import jax
 
 Row = Callable[[int, int, np.random.Generator], Batch]  # (index, epoch, generator) -> one example
+FLOATS = ("weight", "turn")  # leaves of a batch that are float32
 UNFINISHED = ".unfinished"  # ends the name of a cache folder that somebody is writing
 
 
@@ -67,11 +68,11 @@ def make_source(
     skip_budget: int = 0,
     order: Order | None = None,
 ) -> Source:
-    """Returns a source of int32 leaves and a float32 `weight`; "train" is shuffled without end.
-    `forms` are the shapes of an example by name, in each bucket of `order`, the largest last."""
+    """Returns a source of int32 leaves, but for FLOATS; "train" is shuffled without end. `forms`
+    are the shapes of an example by name, in each bucket of `order`, the largest last."""
     import jax  # not above: a worker process does without, 44 MB, not 155
 
-    train, kind = split == "train", {"weight": np.float32}
+    train, kind = split == "train", dict.fromkeys(FLOATS, np.float32)
     order = order or plain(num_rows, batch, seed, train)
     specs = [
         {n: jax.ShapeDtypeStruct((batch, *x), kind.get(n, np.int32)) for n, x in form.items()}

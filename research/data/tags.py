@@ -15,7 +15,7 @@ import numpy as np
 from research.arguments import Count, InputError, Size
 from research.data import conll
 from research.data.readers import Records
-from research.data.source import Batch, Source, cache_folder, make_batches
+from research.data.source import Batch, Source, cache_folder, make_source
 from research.data.text import digest, learn_tokenizer
 from research.data.tokenizer import Kind, Tokenizer
 
@@ -62,8 +62,6 @@ def make(
     longer than a row and cut (`cut`), and those of which the tokenizer leaves nothing, which are
     masks (`without_tokens`). Raises InputError for a tag that the train split does not have.
     """
-    import jax
-
     if context < 4:
         raise InputError(f"context={context} has no room for words; expected at least 4")
     read = functools.cache(lambda name: conll.read(path, name, word, tag))
@@ -85,20 +83,18 @@ def make(
     parts, info = divide([sentence.words for sentence in found.sentences], context, codec)
     labels = [np.array([number[t] for t in s.tags], np.int32) for s in found.sentences]
     count = -(-len(parts) // batch)
-    shapes = dict.fromkeys(("tokens", "segments", "labels"), ((context,), np.int32))
-    shapes |= dict(weight=((context,), np.float32))
-    shapes |= {} if split == "train" else dict(turn=((count,), np.float32))
-    spec = {n: jax.ShapeDtypeStruct((batch, *shape), kind) for n, (shape, kind) in shapes.items()}
+    form = dict.fromkeys(("tokens", "segments", "labels", "weight"), (context,))
+    form |= {} if split == "train" else dict(turn=(count,))
     row = functools.partial(_row, parts, labels, context, batch, count)
-    order = dict(seed=seed, shuffle=split == "train", repeat=split == "train", workers=workers)
-    batches, rows = make_batches(row, len(parts), spec=spec, batch=batch, **order)
     info |= dict(labels=len(classes), classes=classes, context=context, tokenizer=codec.kind)
     info |= dict(
         vocab_size=codec.size_with(codec.mask, codec.first), tokenizer_fingerprint=codec.fingerprint
     )
     info["fingerprint"] = digest(found.fingerprint, codec.fingerprint, context, classes)
     gold = None if split == "train" else _gold(found.sentences, parts)
-    return Source(spec, info, count, batches, rows, codec, gold)
+    care = dict(split=split, batch=batch, seed=seed, workers=workers)
+    source = make_source(row, len(parts), [form], info, codec, **care)
+    return source._replace(gold=gold, row=None)  # judged by all parts of a sentence at once
 
 
 def _records(corpus: conll.Corpus) -> Records:
