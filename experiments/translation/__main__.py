@@ -34,7 +34,7 @@ TESTS = ("test_2016_flickr", "test_2017_flickr")
 SIZES = dict(num_layers=2, num_heads=4, head_dim=32, width=128, mlp_width=512, unroll=2)
 GIVEN = [f"config.model.{name}={value}" for name, value in SIZES.items()]
 GIVEN += ["config.model.dropout=0.1", "config.data.vocab_size=4096", "config.data.context=32"]
-GIVEN += ["config.log.tensorboard=False"]
+GIVEN += ["config.data.buckets=(16,24,32)", "config.data.cut=True", "config.log.tensorboard=False"]
 SAMPLING = dict(temperature=1.0, top_k=10)  # of a weak model: its unlikely words are noise
 SEARCH = ["config.eval.beams=4", "config.eval.length_penalty=0.6"]
 RESULTS = Path(__file__).parent / "results"
