@@ -46,5 +46,5 @@ $(VENV)/nlp.installed: setup.py $(CONSTRAINTS) | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/test.installed: setup.py $(CONSTRAINTS) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[nlp,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[nlp,vision,test]'
 	@touch $@

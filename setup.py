@@ -34,7 +34,14 @@ EXTRAS = {
         "sacrebleu>=2.5",
         "matplotlib>=3.9",
     ],
-    "vision": ["pillow>=11", "tensorflow-datasets>=4.9.9", "matplotlib>=3.9"],
+    "vision": [
+        "pillow>=11",
+        "scikit-learn>=1.5",  # its digits are real images that need no download
+        "faster-coco-eval>=1.8",
+        "datasets>=4.0",
+        "tensorflow-datasets>=4.9.9",
+        "matplotlib>=3.9",
+    ],
     "speech": ["soundfile>=0.13", "soxr>=1.0", "matplotlib>=3.9"],
     "study": ["optuna>=4.5", "cmaes>=0.12", "matplotlib>=3.9"],
     "trust": ["dp-accounting>=0.6", "fairlearn>=0.13"],
@@ -48,7 +55,7 @@ EXTRAS = {
         "zstandard>=0.23",
         "gcsfs>=2026.9",
         *SIGN,
-        "pillow>=11",
+        "pycocotools>=2.0.10",  # the second source of average precision
         "soundfile>=0.13",
     ],
 }

@@ -35,6 +35,7 @@ SIZES = dict(num_layers=2, num_heads=4, head_dim=32, width=128, mlp_width=512, u
 GIVEN = [f"config.model.{name}={value}" for name, value in SIZES.items()]
 GIVEN += ["config.model.dropout=0.1", "config.data.vocab_size=4096", "config.data.context=32"]
 GIVEN += ["config.data.buckets=(16,24,32)", "config.data.cut=True", "config.log.tensorboard=False"]
+GIVEN += ["config.batch=32"]  # at this size more updates teach more than larger batches
 SAMPLING = dict(temperature=1.0, top_k=10)  # of a weak model: its unlikely words are noise
 SEARCH = ["config.eval.beams=4", "config.eval.length_penalty=0.6"]
 RESULTS = Path(__file__).parent / "results"
@@ -107,7 +108,7 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, help="a folder for the runs")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1_000)
+    parser.add_argument("--steps", type=int, default=1_200)
     arguments = parser.parse_args()
     root, steps = Path(arguments.workdir), arguments.steps
     arguments.results.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,8 @@ if TYPE_CHECKING:  # a worker process starts twice as fast without it
     import jax
 
 Row = Callable[[int, int, np.random.Generator], Batch]  # (index, epoch, generator) -> one example
-FLOATS = ("weight", "turn")  # leaves of a batch that are float32
+# Leaves of a batch that are not int32.
+KINDS = {"weight": np.float32, "turn": np.float32, "image": np.uint8, "boxes": np.float32}
 UNFINISHED = ".unfinished"  # ends the name of a cache folder that somebody is writing
 
 
@@ -68,14 +69,14 @@ def make_source(
     skip_budget: int = 0,
     order: Order | None = None,
 ) -> Source:
-    """Returns a source of int32 leaves, but for FLOATS; "train" is shuffled without end. `forms`
+    """Returns a source of int32 leaves, but for KINDS; "train" is shuffled without end. `forms`
     are the shapes of an example by name, in each bucket of `order`, the largest last."""
     import jax  # not above: a worker process does without, 44 MB, not 155
 
-    train, kind = split == "train", dict.fromkeys(FLOATS, np.float32)
+    train = split == "train"
     order = order or plain(num_rows, batch, seed, train)
     specs = [
-        {n: jax.ShapeDtypeStruct((batch, *x), kind.get(n, np.int32)) for n, x in form.items()}
+        {n: jax.ShapeDtypeStruct((batch, *x), KINDS.get(n, np.int32)) for n, x in form.items()}
         for form in forms
     ]
     widths = [{name: shape[0] for name, shape in form.items() if shape} for form in forms]
