@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research import build, workdir
+from research import build, pictures, workdir
 from research import config as config_lib
 from research.arguments import InputError
 from research.checkpoint import Checkpoints
@@ -29,11 +29,12 @@ def evaluate_split(
     variables: dict,
     source: Source,
     beat: Callable[[], None] = lambda: None,
+    folder: str | None = None,
 ) -> dict[str, float]:
     """Returns the numbers of a whole split: each metric's sum over its weight, the task's report,
     loss/NAME of each part of a mix, and with config.eval.beams those of the decoded texts.
     `eval_step` is jitted; float64 sums on the host do not depend on the batch size. `beat` is
-    called for each batch: a watchdog's."""
+    called for each batch: a watchdog's. The task's pictures go to `folder`/pictures."""
     judge = build.judge(run, source)
     totals: dict[str, tuple[Any, Any]] = {}
     parts = itertools.chain.from_iterable([name] * n for name, n in source.parts.items())
@@ -58,7 +59,10 @@ def evaluate_split(
         raise InputError("the evaluation split is empty; check config.eval.split and the data")
     # Arrays, whose names begin with "_", are sums for the report alone.
     means = {n: float(x / weight) for n, (x, weight) in totals.items() if not n.startswith("_")}
-    numbers = means | run.task.report(totals, source.info | {"gold": source.gold})
+    info = source.info | {"gold": source.gold}
+    numbers = means | run.task.report(totals, info)
+    if folder is not None:
+        pictures.of_evaluation(folder, run.task, totals, info)
     return numbers | judge(decode_split(run, variables, source, beat)) if judge else numbers
 
 

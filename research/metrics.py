@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: metrics.jsonl always, TensorBoard, W&B, a live line, a picture.
+"""Where the numbers of a run go: metrics.jsonl always, TensorBoard, W&B, a live line.
 
     with Writer(workdir, total_steps=2000, resume_step=400) as writer:
         writer.write(step, "train", {"loss": 1.98, "time/step": 0.12, "time/tokens_per_s": 12_300})
@@ -218,48 +218,3 @@ def progress_line(step: int, total: int, split: str, numbers: Mapping[str, float
         seconds = round((total - step) * numbers["time/step"])
         parts.append(f"eta {datetime.timedelta(seconds=seconds)}")
     return "  ".join(parts)
-
-
-def draw_loss(jsonl: epath.PathLike, png: epath.PathLike) -> str | None:
-    """Draws training and evaluation loss over steps; returns None, or why nothing was drawn."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return f"no {epath.Path(png).name}: matplotlib is missing; pip install 'anneal[nlp]'"
-    curves: dict[str, list] = {}
-    for line in (line for line in read(jsonl) if line.get("loss") is not None):
-        curves.setdefault(line["split"], []).append((line["step"], line["loss"]))
-    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    for split, points in curves.items():
-        steps, loss = np.array(points).T
-        name, marker = split, "o"
-        if split == "train":
-            axes.plot(steps, loss, color="tab:blue", alpha=0.3, linewidth=0.8)
-            window = np.ones(min(len(loss), max(3, len(loss) // 30)))
-            counts = np.convolve(np.ones_like(loss), window, "same")
-            loss, name, marker = np.convolve(loss, window, "same") / counts, "train, smoothed", ""
-        label = f"{name}: {loss[-1]:.3f}"
-        axes.plot(steps, loss, marker=marker, markersize=3, linewidth=1.3, label=label)
-    axes.legend(frameon=False)
-    return _finish(figure, axes, "loss", png)
-
-
-def draw_schedule(rates: np.ndarray, png: epath.PathLike) -> str | None:
-    """Draws the learning rate of every update; returns None, or why nothing was drawn."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return f"no {epath.Path(png).name}: matplotlib is missing; pip install 'anneal[nlp]'"
-    figure = Figure(figsize=(8, 3), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    axes.plot(np.arange(1, len(rates) + 1), rates, color="tab:blue", linewidth=1.3)
-    return _finish(figure, axes, "learning rate", png)
-
-
-def _finish(figure: Any, axes: Any, label: str, png: epath.PathLike) -> None:
-    axes.set(xlabel="step", ylabel=label)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    with epath.Path(png).open("wb") as file:
-        figure.savefig(file, format="png")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import ml_collections
 
-from research import build, hosts, workdir
+from research import build, hosts, pictures, workdir
 from research import config as config_lib
 from research.arguments import RunError
 from research.checkpoint import Checkpoints
@@ -22,7 +22,7 @@ from research.evaluate import evaluate_split
 from research.init_from import fresh_state
 from research.lock import locked
 from research.log import Log
-from research.metrics import Writer, draw_loss, draw_schedule
+from research.metrics import Writer
 from research.resume import is_lost, notes, refuse, restore, roll_back
 from research.saver import Saver
 from research.signals import catch_signals
@@ -71,7 +71,7 @@ def train(
         start = checkpoints.newest(set_aside=True) or 0
         refuse(run, validation, folder, checkpoints, start, profile, allow_drift)
         if start >= last:
-            draw(folder)  # the run may have been killed before it could
+            pictures.at_end(folder)  # the run may have been killed before it could
             hosts.say(f"nothing to do: {folder} already has {start} of {config.steps} steps")
             return Result(start, False, {})
         hosts.say(build.describe(run))
@@ -86,7 +86,7 @@ def train(
         path = workdir.epath.Path(folder)
         with open_writer(run, path, start) as writer, closing(Stopwatch()) as watch:
             workdir.write_config(path, config, run.source.tokenizer)
-            draw(folder, run)
+            pictures.at_start(folder, run)
             log, saver = Log(run, writer, watch), Saver(checkpoints, config.checkpoint.every)
             streak, again = int(state.guard.streak), int(state.guard.rolled_back)
             ends = tracing = False
@@ -124,7 +124,7 @@ def train(
                             with watch.pause("evaluate"):
                                 variables = build.weights(state, build.kept(config))
                                 numbers = evaluate_split(
-                                    run, eval_step, variables, validation, watchdog.beat
+                                    *(run, eval_step, variables, validation, watchdog.beat), folder
                                 )
                             writer.write(step, config.eval.split, numbers)
                         if is_due(step, config.guard.replicas_every):
@@ -144,23 +144,8 @@ def train(
             hosts.say(watch.sentence())
             if log.refused:
                 hosts.say(f"{log.refused} updates were refused; metrics.jsonl names the steps")
-        draw(folder)
+        pictures.at_end(folder)
     return Result(step, step < last, numbers)
-
-
-def draw(folder: str, run: build.Run | None = None) -> None:
-    """Draws the learning rate to come of `run`, or the loss so far, on the first process. Numbers
-    are saved elsewhere, so a failure is only said."""
-    path = workdir.epath.Path(folder)
-    try:
-        if jax.process_index() != 0:
-            return
-        if run is None and (path / "metrics.jsonl").exists():
-            hosts.say(draw_loss(path / "metrics.jsonl", path / "loss.png"))
-        elif run is not None and (rates := build.learning_rates(run)) is not None:
-            hosts.say(draw_schedule(rates, path / "schedule.png"))
-    except Exception as error:
-        hosts.warn(f"no picture: {type(error).__name__}: {error}")
 
 
 def is_due(step: int, every: int | None) -> bool:

@@ -1,6 +1,6 @@
 """The folder of a run: config.json, environment.json and the tokenizer.
 
-workdir/  config.json  environment.json  metrics.jsonl  events.*  checkpoints/  loss.png
+workdir/  config.json  environment.json  metrics.jsonl  events.*  checkpoints/  loss.png  pictures/
 """
 
 import importlib.metadata

@@ -1,6 +1,5 @@
 """Numbers of a run: exact lines, clean resumption, nothing from idle processes, pictures."""
 
-import builtins
 import importlib.machinery
 import json
 import math
@@ -14,7 +13,7 @@ import pytest
 
 from research import metrics
 from research.arguments import InputError
-from research.metrics import Writer, draw_loss, progress_line, read, truncate
+from research.metrics import Writer, progress_line, read, truncate
 
 
 def make_writer(folder, **arguments):
@@ -166,30 +165,3 @@ def test_a_terminal_gets_a_live_bar_and_evaluations_above_it(tmp_path, monkeypat
     assert "━" in out and "loss 1.2500" in out and "validation  loss 1.5000" in out
     assert "\x1b[2K" in out  # the line is rewritten in place
     assert sys.stdout.write is not None and "rich" not in type(sys.stdout).__module__  # given back
-
-
-def test_loss_picture_is_a_png_and_survives_gaps(tmp_path):
-    with make_writer(tmp_path) as writer:
-        for step in range(1, 8):
-            loss = math.nan if step == 3 else 5 / step
-            writer.write(step, "train", {"loss": loss})
-        writer.write(7, "validation", {"loss": 1.0})
-    assert draw_loss(tmp_path / "metrics.jsonl", tmp_path / "loss.png") is None
-    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_without_matplotlib_nothing_is_drawn_and_the_message_says_what_to_install(
-    tmp_path, monkeypatch
-):
-    real = builtins.__import__
-
-    def refuse(name, *rest):
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    with make_writer(tmp_path) as writer:
-        writer.write(1, "train", {"loss": 1.0})
-    message = draw_loss(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
-    assert message.endswith("pip install 'anneal[nlp]'") and not (tmp_path / "loss.png").exists()

@@ -15,13 +15,14 @@ LEVELS = {
     "compilation_cache": 1, "saver": 2, "log": 4, "lock": 1, "signals": 1, "resume": 4, "verify": 4,
     "models": 2, "tasks": 2, "data": 2, "gradients": 2, "optim": 2, "decode": 2,
     "tensor_files": 1, "interop": 2, "init_from": 4, "export": 5, "review": 5,
-    "step": 3, "build": 3, "answers": 3, "evaluate": 4, "generate": 4, "train": 5, "recipes": 6,
-    "__main__": 7,
+    "step": 3, "build": 3, "answers": 3, "evaluate": 4, "generate": 4, "pictures": 4,
+    "train": 5, "recipes": 6, "__main__": 7,
 }  # fmt: skip
 ALLOWED = {
     ("lookup", "arguments"), ("config", "arguments"), ("config", "lookup"),
     ("config", "contradictions"), ("contradictions", "arguments"), ("build", "step"),
-    ("generate", "evaluate"), ("checkpoint", "hosts"), ("checkpoint", "manifest"),
+    ("generate", "evaluate"), ("evaluate", "pictures"),
+    ("checkpoint", "hosts"), ("checkpoint", "manifest"),
     ("checkpoint", "signing"), ("checkpoint", "checksum"), ("signals", "hosts"), ("lock", "hosts"),
     ("storage", "arguments"), ("tree", "arguments"),
 }  # fmt: skip

@@ -1,16 +1,19 @@
-"""make(**config) -> Task(loss, report, judge).
+"""make(**config) -> Task(loss, report, judge, figures).
 
 loss(model, variables, batch, key, train) -> (loss_sum, weight), Aux(model_state, metrics)
 report(totals, info) -> numbers of a whole split, from summed metrics and what the data says of it,
     with the right answers as info["gold"] where the data has them as more than numbers
 judge(gold) -> score(texts) -> numbers, of a task whose answers are texts: what the model makes of a
     whole split, decoded, beside the right ones (evaluate.py; config.eval.beams)
+figures: functions of totals and info by name: each returns a picture of a whole split, which an
+    evaluation while training leaves in the workdir
 
 A loss and every metric is a (sum, weight) pair: pairs add exactly over micro-batches, devices,
 hosts and evaluation batches.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +36,7 @@ class Task(NamedTuple):
     loss: Callable
     report: Callable
     judge: Callable | None = None
+    figures: Mapping[str, Callable] = MappingProxyType({})
 
 
 def predict_next(

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from research.arguments import Count, Fraction, InputError
-from research.tasks import Aux, Task, name_class
+from research.tasks import Aux, Task, figures, name_class
 
 
 def make(labels: Count | None = None, label_smoothing: Fraction = 0.0) -> Task:
@@ -26,7 +26,7 @@ def make(labels: Count | None = None, label_smoothing: Fraction = 0.0) -> Task:
         total, metrics = name_class(logits_bc, batch, labels, label_smoothing, train)
         return total, Aux(state, metrics)
 
-    return Task(loss, report)
+    return Task(loss, report, figures={"confusion": figures.confusion})
 
 
 def report(totals: dict[str, Any], info: dict) -> dict[str, float]:

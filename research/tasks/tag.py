@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.arguments import Count, Fraction, InputError
-from research.tasks import Aux, Task, classify, name_class
+from research.tasks import Aux, Task, classify, figures, name_class
 
 PREFIXES = ("B-", "I-", "E-", "S-")
 
@@ -43,7 +43,7 @@ def make(labels: Count | None = None, label_smoothing: Fraction = 0.0) -> Task:
             metrics["_tags"] = (tags, total[1])
         return total, Aux(state, metrics)
 
-    return Task(loss, report)
+    return Task(loss, report, figures={"confusion": figures.confusion})
 
 
 def report(totals: dict[str, Any], info: dict) -> dict[str, float]:
