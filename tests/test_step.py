@@ -96,6 +96,7 @@ def test_loss_is_equal_on_one_and_eight_devices(sizes, alone, capfd):
         assert tuple(held) == (None, "fsdp", "tensor")
 
 
+@pytest.mark.slow
 def test_grouped_queries_and_rotary_are_equal_on_eight_devices_too():
     llama = dict(
         norm="rmsnorm", positions="rotary", mlp="swiglu", bias=False, num_kv_heads=2,
