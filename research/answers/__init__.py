@@ -20,7 +20,7 @@ def decoder(run: Any, tokenizer: Any, numbers: dict, sentinels: bool = False) ->
     each row, drawn, or with `beams` among the numbers searched for."""
     end, static = tokenizer.end, ("max_tokens",)
     draw = functools.partial(sample.decode, run.model, end=end)
-    draw = jax.jit(draw, static_argnames=static)
+    draw = jax.jit(draw, static_argnames=(*static, "top_k", "top_p"))
     search = functools.partial(beam.decode, run.model, end=end)
     search = jax.jit(search, static_argnames=(*static, "beams"))
 

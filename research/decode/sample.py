@@ -39,7 +39,8 @@ def decode(
 
     inputs: those of `begin`, and optionally limits (b,), the new tokens a row may have. Each row
     has its own key, so its result does not depend on the rows beside it.
-    temperature 0 is greedy; top_k 0 and top_p 1 cut nothing. All three may be tracers.
+    temperature 0 is greedy; top_k 0 and top_p 1 cut nothing. All three may be tracers; as numbers
+    top_k and top_p spare a sort of the vocabulary for each token.
     """
     lengths_b, limits_b = inputs["lengths"], inputs.get("limits", max_tokens)
     logits, cache, advance = begin(model, variables, inputs, max_tokens)
@@ -78,13 +79,21 @@ def sample(
     tokens whose probability reaches top_p (of what top_k left), and always the likeliest one."""
     greedy_b = jnp.argmax(logits_bv, axis=-1)
     scaled = logits_bv / jnp.where(temperature > 0, temperature, 1.0)
-    order = jnp.argsort(-scaled, axis=-1)
-    ranked = jnp.take_along_axis(scaled, order, axis=-1)
-    rank = jnp.arange(ranked.shape[-1])
-    ranked = jnp.where((rank < top_k) | (jnp.asarray(top_k) <= 0), ranked, -jnp.inf)
-    probability = jax.nn.softmax(ranked, axis=-1)
-    before = jnp.cumsum(probability, axis=-1) - probability
-    ranked = jnp.where((before < top_p) | (rank == 0), ranked, -jnp.inf)
-    drawn = jax.vmap(jax.random.categorical)(key_b, ranked)
-    sampled_b = jnp.take_along_axis(order, drawn[:, None], axis=-1)[:, 0]
+    known = isinstance(top_k, int) and isinstance(top_p, int | float)
+    if known and top_k <= 0 and top_p >= 1:  # nothing is cut
+        sampled_b = jax.vmap(jax.random.categorical)(key_b, scaled)
+    else:
+        # Sorting a vocabulary costs more than a small model: it is left to what needs all of it.
+        if known and 0 < top_k < scaled.shape[-1]:
+            ranked, order = jax.lax.top_k(scaled, top_k)
+        else:
+            order = jnp.argsort(-scaled, axis=-1)
+            ranked = jnp.take_along_axis(scaled, order, axis=-1)
+        rank = jnp.arange(ranked.shape[-1])
+        ranked = jnp.where((rank < top_k) | (jnp.asarray(top_k) <= 0), ranked, -jnp.inf)
+        probability = jax.nn.softmax(ranked, axis=-1)
+        before = jnp.cumsum(probability, axis=-1) - probability
+        ranked = jnp.where((before < top_p) | (rank == 0), ranked, -jnp.inf)
+        drawn = jax.vmap(jax.random.categorical)(key_b, ranked)
+        sampled_b = jnp.take_along_axis(order, drawn[:, None], axis=-1)[:, 0]
     return jnp.where(temperature > 0, sampled_b, greedy_b).astype(jnp.int32)

@@ -44,6 +44,17 @@ def test_top_p_applies_to_what_top_k_left():
     np.testing.assert_array_equal(frequencies(LOGITS, top_k=2, top_p=0.6), [1, 0, 0, 0])
 
 
+@pytest.mark.parametrize(
+    "options", [dict(), dict(top_k=2), dict(top_p=0.7), dict(top_k=3, top_p=0.7)]
+)
+def test_cuts_that_are_tracers_keep_what_numbers_keep(options):
+    rows = jnp.broadcast_to(jnp.asarray(LOGITS), (4000, 4))
+    keys = jax.random.split(jax.random.key(1), 4000)
+    draw = jax.jit(lambda rows, options: sample(rows, keys, **options))
+    traced = np.bincount(np.asarray(draw(rows, dict(top_k=0, top_p=1.0) | options)), minlength=4)
+    np.testing.assert_allclose(traced / 4000, frequencies(LOGITS, **options), atol=0.03)
+
+
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
 def test_greedy_generation_equals_the_whole_text_run_again_for_each_token(positions):
     model = gpt.make(
@@ -93,11 +104,11 @@ def test_a_sampled_row_does_not_depend_on_the_rows_beside_it_and_stops_at_its_li
 
 
 def test_after_the_end_comes_only_the_end():
-    model = gpt.make(vocab_size=4, context=16, num_layers=1, num_heads=1, width=8)
+    model = gpt.make(vocab_size=4, context=64, num_layers=1, num_heads=1, width=8)
     variables = model.init(jax.random.key(0))
     inputs = {"tokens": np.zeros((16, 1), np.int32), "lengths": np.ones(16, np.int32)}
     keys = jax.random.split(jax.random.key(1), 16)
-    new = np.asarray(decode(model, variables, inputs, keys, max_tokens=15, end=2, temperature=1.0))
+    new = np.asarray(decode(model, variables, inputs, keys, max_tokens=63, end=2, temperature=1.0))
     for row in new:
         ends = np.flatnonzero(row == 2)
         assert len(ends) and (row[ends[0] :] == 2).all()
