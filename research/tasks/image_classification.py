@@ -76,23 +76,23 @@ def draw_shares(
 ) -> Array:
     """Returns which share of each pixel (h, w) an image keeps: the same of all (mixup), or 0 within
     a rectangle and 1 outside (CutMix), or 1 of all where a batch is not mixed."""
-    keys = jax.random.split(key, 5)
+    keys = jax.random.split(key, 4)
     ones = jnp.ones(size)
-    found = []
+    alphas = jnp.stack([jnp.asarray(1.0 if a is None else a, float) for a in (mixup, cutmix)])
+    shares, found = jax.random.beta(keys[0], alphas, alphas), []
     if mixup is not None:
-        found.append(ones * jax.random.beta(keys[0], mixup, mixup))
+        found.append(ones * shares[0])
     if cutmix is not None:
-        share = jax.random.beta(keys[1], cutmix, cutmix)
         inside = 1.0
-        for axis, (length, key) in enumerate(zip(size, jax.random.split(keys[2]), strict=True)):
-            half = jnp.floor(length * jnp.sqrt(1 - share)) // 2
+        for axis, (length, key) in enumerate(zip(size, jax.random.split(keys[1]), strict=True)):
+            half = jnp.floor(length * jnp.sqrt(1 - shares[1])) // 2
             centre = jax.random.randint(key, (), 0, length)
             place = jnp.expand_dims(jnp.arange(length), 1 - axis)
             # A rectangle that leaves the image is cut off there, and so its share is counted.
             inside = inside * ((place >= centre - half) & (place < centre + half))
         found.append(1 - inside * ones)
-    mixed = jnp.where(jax.random.bernoulli(keys[3], 0.5), found[0], found[-1])
-    return jnp.where(jax.random.bernoulli(keys[4], probability), mixed, ones)
+    mixed = jnp.where(jax.random.bernoulli(keys[2], 0.5), found[0], found[-1])
+    return jnp.where(jax.random.bernoulli(keys[3], probability), mixed, ones)
 
 
 def mix(image_bhwc: Array, aim_bc: Array, weight_b: Array, share_hw: Array) -> tuple[Array, Array]:

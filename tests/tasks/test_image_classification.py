@@ -106,33 +106,45 @@ def test_smoothing_spreads_the_aim_over_all_classes():
     assert weight == WEIGHT.sum()
 
 
-@pytest.mark.parametrize("which", ["mixup", "cutmix"])
-def test_a_mixed_image_is_of_two_and_its_aim_of_their_labels_in_the_same_shares(which):
-    key = jax.random.key(3)
-    shares = []
-    draw = jax.jit(lambda key: task_lib.draw_shares(key, (6, 5), **ALPHAS[which], probability=1.0))
-    for seed in range(20):
-        share = np.asarray(draw(jax.random.key(seed)))
-        assert ((0 <= share) & (share <= 1)).all()
-        if which == "mixup":
-            assert (share == share[0, 0]).all()
-        else:  # a rectangle of zeros
-            rows, columns = (share == 0).any(1), (share == 0).any(0)
-            np.testing.assert_array_equal(share == 0, np.outer(rows, columns))
-            assert set(np.unique(share)) <= {0.0, 1.0}
-        shares.append(share.mean())
-    assert len(np.unique(shares)) > 5 and np.std(shares) > 0.1
-    share = draw(key)
+@jax.jit
+@jax.vmap
+def draw(key, probability):
+    return task_lib.draw_shares(key, (16, 12), 1.0, 1.0, probability)
+
+
+def shares(probability):
+    return np.asarray(draw(jax.random.split(jax.random.key(0), 1_000), np.full(1_000, probability)))
+
+
+def test_shares_are_of_all_pixels_or_of_a_rectangle_as_often_as_asked():
+    found = shares(0.6)
+    assert ((0 <= found) & (found <= 1)).all()
+    flat = found.reshape(1_000, -1)
+    alike = flat.min(-1) == flat.max(-1)
+    untouched = (flat == 1).all(-1)
+    assert abs((alike & ~untouched).mean() - 0.3) < 0.05  # mixup
+    assert abs((~alike).mean() - 0.3) < 0.06  # CutMix, whose rectangle may also be empty, or all
+    assert flat[alike & ~untouched].std() > 0.2 and flat[~alike].mean(-1).std() > 0.15
+    for share in found[~alike]:
+        rows, columns = (share == 0).any(1), (share == 0).any(0)
+        np.testing.assert_array_equal(share == 0, np.outer(rows, columns))
+        assert set(np.unique(share)) == {0.0, 1.0}
+        for inside in (rows, columns):  # without a gap
+            assert np.ptp(np.flatnonzero(inside)) + 1 == inside.sum()
+    assert (shares(0.0) == 1).all()
+
+
+def test_a_mixed_image_is_of_two_and_its_aim_of_their_labels_in_the_same_shares():
     aims = np.eye(CLASSES)[LABELS]
-    image, aim = task_lib.mix(jnp.asarray(IMAGES), jnp.asarray(aims), jnp.ones(ROWS), share)
-    s = np.asarray(share)[..., None]
-    for i in range(ROWS):
-        j = (i + 1) % ROWS
-        np.testing.assert_allclose(image[i], s * IMAGES[i] + (1 - s) * IMAGES[j], atol=1e-3)
-        np.testing.assert_allclose(aim[i], s.mean() * aims[i] + (1 - s.mean()) * aims[j], atol=1e-5)
-
-
-ALPHAS = dict(mixup=dict(mixup=1.0, cutmix=None), cutmix=dict(mixup=None, cutmix=1.0))
+    halves = np.repeat(np.array([1.0, 0.0]), [9, 21]).reshape(6, 5)
+    for share in (np.full((6, 5), 0.3), halves):
+        image, aim = task_lib.mix(
+            jnp.asarray(IMAGES), jnp.asarray(aims), jnp.ones(ROWS), jnp.asarray(share, jnp.float32)
+        )
+        s = share[..., None]
+        other, aim_of_other = np.roll(IMAGES, -1, 0), np.roll(aims, -1, 0)
+        np.testing.assert_allclose(image, s * IMAGES + (1 - s) * other, atol=1e-3)
+        np.testing.assert_allclose(aim, 0.3 * aims + 0.7 * aim_of_other, atol=1e-5)
 
 
 def test_what_stands_in_padding_reaches_no_other_image_and_no_number():
@@ -140,39 +152,33 @@ def test_what_stands_in_padding_reaches_no_other_image_and_no_number():
     padding = WEIGHT == 0
     images = np.where(padding[:, None, None, None], 255 - IMAGES, IMAGES)
     labels = np.where(padding, (LABELS + 1) % CLASSES, LABELS)
-    seen = []
-    want, _ = train_loss(task, key, seen=seen)
-    got, aux = train_loss(task, key, images=images, labels=labels, seen=seen)
+
+    @jax.jit
+    def loss(images, labels):
+        seen = []
+        found, aux = train_loss(task, key, images=images, labels=labels, seen=seen)
+        return found, aux, seen[0]
+
+    want, _, seen = loss(IMAGES, LABELS)
+    got, aux, other = loss(images, labels)
     assert want[0] == got[0] and want[1] == got[1] == WEIGHT.sum()
-    np.testing.assert_array_equal(seen[0][~padding], seen[1][~padding])
-    assert (np.asarray(seen[0])[~padding] != IMAGES[~padding]).any()
+    np.testing.assert_array_equal(seen[~padding], other[~padding])
+    assert (np.asarray(seen)[~padding] != IMAGES[~padding]).any()
     assert 0 <= aux.metrics["accuracy"][0] <= WEIGHT.sum()
 
 
-def test_mixing_is_as_frequent_as_asked_and_each_kind_has_half():
-    draw = jax.jit(
-        jax.vmap(lambda key, p: task_lib.draw_shares(key, (16, 16), 1.0, 1.0, p), (0, None))
-    )
-    shares = np.asarray(draw(jax.random.split(jax.random.key(0), 1_000), 0.6)).reshape(1_000, -1)
-    uniform = shares.min(-1) == shares.max(-1)
-    ones = (shares == 1).all(-1)
-    assert abs((uniform & ~ones).mean() - 0.3) < 0.05  # mixup
-    assert abs((~uniform).mean() - 0.3) < 0.06  # a rectangle may be empty, or be all
-    assert (np.asarray(draw(jax.random.split(jax.random.key(0), 9), 0.0)) == 1).all()
-
-
-def test_a_mixed_loss_is_equal_on_one_and_eight_devices():
-    task, key = task_lib.make(CLASSES, mixup=0.4, cutmix=1.0), jax.random.key(5)
-    logits = lambda image: image.reshape(len(image), -1)[:, :CLASSES] / 64.0  # noqa: E731
-    batch = dict(image=IMAGES[:16], labels=LABELS[:16].astype(np.int32), weight=WEIGHT[:16])
-    step = lambda batch: task.loss(model_of(logits), {}, batch, key, True)[0]  # noqa: E731
-    want = jax.jit(step)(batch)
+def test_mixing_is_equal_on_one_and_eight_devices():
+    aims, share = jax.nn.one_hot(LABELS[:16], CLASSES), jnp.full((6, 5), 0.25)
+    mixed = jax.jit(lambda image, aim, weight: task_lib.mix(image, aim, weight, share))
+    inputs = (IMAGES[:16], aims, WEIGHT[:16])
     mesh = sharding.make_mesh(dict(data=8))
+    where = sharding.batch_sharding(mesh, 16)
     with jax.set_mesh(mesh):
-        got = jax.jit(step, in_shardings=(sharding.batch_sharding(mesh, 16),))(batch)
-    np.testing.assert_allclose(got, want, rtol=1e-6)
+        got = mixed(*(jax.device_put(x, where) for x in inputs))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, mixed(*inputs))
 
 
+@pytest.mark.slow
 def test_numbers_may_be_tracers():
     def loss(smoothing, alpha, probability):
         task = task_lib.make(CLASSES, smoothing, mixup=alpha, cutmix=alpha, mixing=probability)
