@@ -63,8 +63,9 @@ class BatchNorm(nnx.Module):
     the biased one, which is too small by 1/n; with few values per channel that shows.
 
     Micro-batches (gradients/accumulate.py) normalise each by its own moments, and the running ones
-    move once, to the mean of theirs. Every image of a batch counts, whatever its weight: training
-    batches hold no padding.
+    move once, by the mean of theirs, which lacks what their means differ by: it is what each of
+    them was normalised by. Every image of a batch counts, whatever its weight: a training batch
+    holds nothing else, but for the few damaged ones that a skip_budget allows for.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ from research.kernels.convolution import refuse_8_bits
 from research.kernels.matmul import compute_dtype, wide, wide_einsum
 from research.models.convolutions import Convolution, ImageNorm, normalised, pixel_statistics
 from research.models.functional import Model, functional
-from research.models.layers import constant, param
+from research.models.layers import Number, constant, param
 
 Array = jax.Array
 BlockKind = Literal["basic", "bottleneck"]
@@ -32,6 +32,7 @@ DEPTHS = {
     152: ("bottleneck", (3, 8, 36, 3)),
 }
 CIFAR = (20, 32, 44, 56, 110)  # 6 n + 2: three stages of n blocks (section 4.2)
+NUMBERS = ("momentum", "norm_epsilon")  # may be tracers
 REDUCTION = 4  # how much narrower the middle of a bottleneck is than its ends
 
 
@@ -88,6 +89,7 @@ def make(
             "projection"
         )
     arguments["mean"], arguments["std"] = pixel_statistics(channels, mean, std)
+    arguments |= {name: Number(arguments[name]) for name in NUMBERS}
     return functional(lambda rngs: ResNet(**arguments, rngs=rngs))
 
 
@@ -110,6 +112,13 @@ def complete(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if arguments[name] is None}
 
 
+def norm_of(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns the keywords of every norm."""
+    a = arguments
+    found = dict(kind=a["norm"], groups=a["groups"])
+    return found | dict(momentum=a["momentum"].value, epsilon=a["norm_epsilon"].value)
+
+
 class Block(nnx.Module):
     """Two convolutions of 3x3, or three of 1x1, 3x3 and 1x1, added to their input."""
 
@@ -117,9 +126,7 @@ class Block(nnx.Module):
         self, arguments: dict[str, Any], ins: int, outs: int, stride: int, rngs: nnx.Rngs
     ) -> None:
         a = arguments
-        norm = dict(kind=a["norm"], groups=a["groups"])
-        norm |= dict(momentum=a["momentum"], epsilon=a["norm_epsilon"])
-        shared = dict(norm=norm, precision=a["precision"], rngs=rngs)
+        shared = dict(norm=norm_of(a), precision=a["precision"], rngs=rngs)
         last = 0.0 if a["zero_init"] else 1.0
         if a["block"] == "basic":
             self.conv1 = Convolution(3, ins, outs, stride=stride, **shared)
@@ -155,13 +162,11 @@ class ResNet(nnx.Module):
     def __init__(self, *, rngs: nnx.Rngs, **arguments: Any) -> None:
         self.arguments = nnx.static(arguments)
         a = arguments
-        norm = dict(kind=a["norm"], groups=a["groups"])
-        norm |= dict(momentum=a["momentum"], epsilon=a["norm_epsilon"])
         size, stride = (7, 2) if a["stem"] == "large" else (3, 1)
         self.stem = Convolution(
             *(size, a["channels"], a["stem_width"]),
             stride=stride,
-            norm=norm,
+            norm=norm_of(a),
             precision=a["precision"],
             rngs=rngs,
         )

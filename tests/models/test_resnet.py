@@ -11,6 +11,7 @@ from research.arguments import InputError
 from research.gradients import accumulate, plain
 from research.models import resnet
 from research.models.convolutions import BatchNorm, GroupNorm, normalised, pixel_statistics
+from research.models.layers import Number
 from research.step import TrainState
 
 SMALL = dict(depth=20, blocks=(1, 1), widths=(8, 16), stem_width=8, labels=4, channels=3)
@@ -100,7 +101,8 @@ def test_with_group_norm_an_image_does_not_know_the_batch():
 
 
 def test_a_block_begins_as_its_shortcut():
-    arguments = dict(block="basic", norm="batch", groups=1, momentum=0.9, norm_epsilon=1e-5)
+    arguments = dict(block="basic", norm="batch", groups=1)
+    arguments |= dict(momentum=Number(0.9), norm_epsilon=Number(1e-5))
     arguments |= dict(precision="fp32", shortcut="padding")
     x = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32)
 
@@ -148,6 +150,19 @@ def test_statistics_and_gradients_are_equal_on_one_and_eight_devices():
     for path, ours in tree.flatten(got).items():
         theirs = np.asarray(tree.flatten(want)[path])
         np.testing.assert_allclose(ours, theirs, atol=2e-5 * max(1, np.abs(theirs).max()))
+
+
+@pytest.mark.slow
+def test_numbers_may_be_tracers():
+    variables = started(resnet.make(**SMALL))
+
+    def moved(momentum, epsilon):
+        model = resnet.make(**SMALL, momentum=momentum, norm_epsilon=epsilon)
+        return model.apply(variables, IMAGES, train=True)[1]["stem"]["norm"]["mean"]
+
+    many = jax.jit(jax.vmap(moved))(jnp.array([0.9, 1.0]), jnp.array([1e-5, 1e-5]))
+    np.testing.assert_allclose(many[0], jax.jit(lambda: moved(0.9, 1e-5))(), rtol=1e-5)
+    assert (many[1] == 0).all() and (many[0] != 0).any()
 
 
 def test_micro_batches_move_the_running_moments_once():
