@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from research import build, tree
 from research import config as config_lib
 from research.arguments import InputError
-from research.evaluate import evaluate
+from research.evaluate import evaluate, restore_weights
 from research.export import export
 from research.generate import generate
 from research.init_from import fresh_state
@@ -17,7 +18,7 @@ from tests.test_families import SHORT, outcome
 
 pytest.importorskip("research.data.images")
 FAMILIES = ("mnist", "resnet_cifar", "resnet50_imagenet", "vit_imagenet")
-ONCE = ("resnet50_imagenet",)  # in every run of the tests; the others among the slow ones
+ONCE = ("mnist",)  # in every run of the tests; the others among the slow ones
 PARAMS = [name if name in ONCE else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 
 
@@ -53,6 +54,10 @@ def test_a_recipe_trains_resumes_to_the_same_bit_and_names_an_image(name, pictur
     assert set(chances) == set(map(str, range(10)))
     np.testing.assert_allclose(sum(chances.values()), 1, rtol=1e-5)
     assert [one["label"] for one in both] == [alone["label"]] * 2
+    (tmp_path / "text.png").write_text("no image")
+    for path in ("text.png", "missing.png"):
+        with pytest.raises(InputError, match=path):
+            list(generate(str(whole), [str(tmp_path / path)]))
 
 
 @pytest.mark.slow
@@ -64,25 +69,13 @@ def test_a_recipe_trains_resumes_to_the_same_bit_and_names_an_image(name, pictur
     ],
 )
 def test_a_run_goes_out_as_a_folder_and_a_new_one_begins_with_it(name, more, tmp_path):
-    from research import build, tree
-
     train(load(name, *more), str(tmp_path / "run"))
     export(str(tmp_path / "run"), str(tmp_path / "hf"))
     again = build.build(load(name, *more, f"config.init_from=hf:{tmp_path / 'hf'}"))
     state = fresh_state(again, str(tmp_path / "new"))
-    from research.evaluate import restore_weights
-
     with jax.set_mesh(again.mesh):
         variables, *_ = restore_weights(str(tmp_path / "run"), again, "latest", None)
     for kind in ("params", "model_state"):  # running moments too
         ours, theirs = tree.flatten(variables[kind]), tree.flatten(getattr(state, kind))
         for path, leaf in ours.items():
             np.testing.assert_array_equal(leaf, theirs[path], err_msg=path)
-
-
-def test_a_file_that_is_no_image_is_refused(tmp_path):
-    train(load("mnist"), str(tmp_path / "run"))
-    (tmp_path / "text.png").write_text("no image")
-    for path in ("text.png", "missing.png"):
-        with pytest.raises(InputError, match=path):
-            list(generate(str(tmp_path / "run"), [str(tmp_path / path)]))
