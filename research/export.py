@@ -17,6 +17,7 @@ from research import config as config_lib
 from research.arguments import InputError, RunError
 from research.data import tokenizer as tokenizer_lib
 from research.evaluate import restore_weights
+from research.models.convolutions import pixel_statistics
 from research.models.lora import merged
 
 
@@ -41,6 +42,7 @@ def export(
     run = build.build(config, with_data=False)
     params = tree.merge(run.abstract.params, run.abstract.frozen.get("params", {}))
     params = {name: leaf for name, leaf in params.items() if name != "lora"}
+    params = with_moments(params, run.abstract.model_state)
     interop.describe(config.model.to_dict(), shapes_of(params))  # refused before much is read
     path = workdir.epath.Path(folder) / "tokenizer.json"
     tokenizer = tokenizer_lib.load(path) if path.exists() else None
@@ -50,7 +52,19 @@ def export(
         params = merged(variables, config.lora.rank, config.lora.alpha)
     else:
         params = tree.merge(variables["params"], variables["frozen"].get("params", {}))
-    return write_folder(place, config.model.to_dict(), params, dtype, tokenizer)
+    params = with_moments(params, variables["model_state"])
+    size = config.data.get("size")
+    return write_folder(place, config.model.to_dict(), params, dtype, tokenizer, size)
+
+
+def with_moments(params: dict, model_state: dict) -> dict:
+    """Returns the parameters and, as files hold them too, the running moments of batch norms. What
+    else is state (what fp8 remembers, the loads of experts) stays behind."""
+    found = tree.flatten(model_state)
+    moments = {
+        path: x for path, x in found.items() if path.endswith(("norm/mean", "norm/variance"))
+    }
+    return tree.nest(tree.flatten(params) | moments) if moments else params
 
 
 def refuse_output(output: Path) -> None:
@@ -65,10 +79,11 @@ def write_folder(
     params: dict,
     dtype: str = "fp32",
     tokenizer: tokenizer_lib.Tokenizer | None = None,
+    size: int | None = None,
 ) -> list[str]:
     """Writes the parameters of a config.model (scanned or not) to a new folder that transformers
     reads, and returns the names of its files; errors as for `export`. One tensor after the other
-    goes through the host."""
+    goes through the host. `params` hold moments too (with_moments), `size` is that of images."""
     config, table = interop.describe(model, shapes_of(params))
     config["dtype"] = config["torch_dtype"] = {"fp32": "float32", "bf16": "bfloat16"}[dtype]
     end = None if tokenizer is None else tokenizer.end
@@ -76,7 +91,7 @@ def write_folder(
     if tokenizer is not None and "decoder_start_token_id" in config:
         # Rows that are done are filled with it: no text, as 0 would be of our own tokenizers.
         config["decoder_start_token_id"] = config["pad_token_id"] = tokenizer.start
-    files = {"config.json": config} | _tokenizer_files(tokenizer, model)
+    files = {"config.json": config} | _tokenizer_files(tokenizer, model) | _image_files(model, size)
     refuse_output(output)
     part = output.with_name(f"{output.name}.part")  # becomes the folder when it is whole
     try:
@@ -86,7 +101,8 @@ def write_folder(
             text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
             (part / name).write_text(text)
         tensors = interop.export_all(table, reader(params))
-        tensor_files.write(part / tensor_files.ONE, tensors, dtype)
+        counters = [tensor.theirs for tensor in table if not tensor.ours]
+        tensor_files.write(part / tensor_files.ONE, tensors, dtype, counters)
         if output.exists():
             output.rmdir()
         part.replace(output)
@@ -119,6 +135,19 @@ def reader(params: dict) -> Callable[[str], np.ndarray]:
         return np.asarray(leaf[index] if index else leaf).astype(np.float32, copy=False)
 
     return read
+
+
+def _image_files(model: Mapping[str, Any], size: int | None) -> dict[str, Any]:
+    """The file that says how images become pixels: resized to a square, by the model's mean and
+    std."""
+    if "channels" not in model:
+        return {}
+    mean, std = pixel_statistics(model["channels"], model.get("mean"), model.get("std"))
+    side = model.get("size") or size or 224
+    described = dict(image_processor_type="ViTImageProcessor", do_resize=True, do_rescale=True)
+    described |= dict(size=dict(height=side, width=side), resample=2, rescale_factor=1 / 255)
+    described |= dict(do_normalize=True, image_mean=mean, image_std=std)
+    return {"preprocessor_config.json": described}
 
 
 def _tokenizer_files(

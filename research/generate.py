@@ -15,6 +15,8 @@ from research.arguments import Count, InputError, NonNegative, Range, Seed, Size
 from research.data import tokenizer as tokenizer_lib
 from research.evaluate import restore_weights
 
+WITHOUT_TOKENS = ("recommend", "image_classification")  # tasks whose prompts are no texts
+
 
 def generate(
     folder: str,
@@ -41,6 +43,7 @@ def generate(
     - tag: "words", "tags" and "entities"
     - span: of QUESTION, a tab and a PASSAGE the "text" of the answer, its "start" and "score"
     - recommend: of items their next "items"
+    - image_classification: of the path of an image its "label" and "probabilities"
 
     With `beams` texts are what a beam search found, and have their "score" (decode/beam.py;
     `length_penalty` None: 0.6); there is nothing to sample then.
@@ -62,7 +65,7 @@ def generate(
     _refuse_beams(task, beams, length_penalty, numbers | dict(seed=seed))
     run = build.build(config, with_data=False)
     path = workdir.epath.Path(folder) / "tokenizer.json"
-    tokenizer = None if task == "recommend" else tokenizer_lib.load(path)
+    tokenizer = None if task in WITHOUT_TOKENS else tokenizer_lib.load(path)
     numbers["top_k"] = min(top_k, config.model.get("vocab_size") or top_k)
     if beams is not None:
         penalty = 0.6 if length_penalty is None else length_penalty

@@ -28,6 +28,7 @@ from research import build, hosts, manifest, tree, workdir
 from research.arguments import InputError
 from research.checkpoint import Checkpoints
 from research.data import tokenizer as tokenizer_lib
+from research.models.convolutions import pixel_statistics
 from research.step import TrainState
 from research.storage import StoreError
 
@@ -38,7 +39,7 @@ AVERAGED = re.compile(r"^(ema/params|ema/model_state|frozen/params)/")
 # part of a plan (a longer context, a head of its own), and are said; the last are free.
 FIXED = ("norm", "norm_epsilon", "mlp", "bias")
 SAID = ("head", "positions", "rope_theta", "max_distance", "tie_embeddings", "window", "top_k")
-SAID += ("capacity", "room", "base_width", "num_layers", "decoder_layers")
+SAID += ("capacity", "room", "base_width", "num_layers", "decoder_layers", "mean", "std")
 FREE = ("labels", "dropout", "attention", "remat", "scan", "unroll")
 
 Plan = dict[str, tuple[str, str | None]]  # of each path: what happens to it, and its source
@@ -162,6 +163,9 @@ def compare(run: build.Run, wanted: dict[str, Any], plan: Plan, origin: Origin) 
     shape there, and for a model that would compute something else with the same parameters."""
     here, there = run.config.model.to_dict(), origin.model
     same = here["name"] == there["name"]
+    if "mean" in here:  # None is a choice there
+        pixels = pixel_statistics(here["channels"], here["mean"], here["std"])
+        here["mean"], here["std"] = pixels
     differs = [key for key in there if there[key] != here.get(key) and key not in FREE and same]
     advice = " ".join(f"--config.model.{k}={there[k]}" for k in differs if there[k] is not None)
     advice = f"set {advice}" if advice else "change config.model"

@@ -35,6 +35,8 @@ RULES: dict[str, Any] = {
     "types": None,
     "positions": None,
     "norm": None,
+    "taps": None,
+    "filters": "tensor",
 }
 # A leaf of at most so many elements may be replicated where it does not divide.
 SMALL = 16_384

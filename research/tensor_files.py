@@ -45,7 +45,8 @@ def open_folder(folder: Path) -> TensorFiles:
             raise InputError(f"{path}: tensor {odd[0]} is {where}; fetch the folder again")
         for name in handle.keys():  # noqa: SIM118  it is no dict
             view = handle.get_slice(name)
-            if view.get_dtype() not in READABLE:
+            counter = view.get_dtype() == "I64" and not view.get_shape()  # of torch: no weight
+            if view.get_dtype() not in READABLE and not counter:
                 raise InputError(
                     f"{path}: tensor {name} has type {view.get_dtype()}; expected one of "
                     f"{', '.join(READABLE)}: convert it first"
@@ -124,19 +125,22 @@ def write(
     path: Path,
     tensors: Iterable[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]],
     dtype: str = "fp32",
+    counters: Iterable[str] = (),
 ) -> None:
     """Writes (name, shape, value) triples one after the other; `dtype` is fp32 or bf16 (rounded to
-    nearest). Values are asked for when it is their turn."""
-    tensors, (name_of_type, numpy_type) = list(tensors), WRITABLE[dtype]
+    nearest). Values are asked for when it is their turn. `counters` are names of integers, 0."""
+    tensors, counters, (name_of_type, numpy_type) = list(tensors), list(counters), WRITABLE[dtype]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
-    end = 0
+    end = 8 * len(counters)  # first, where multiples of 8 are
+    for at, name in enumerate(counters):
+        header[name] = {"dtype": "I64", "shape": (), "data_offsets": (8 * at, 8 * at + 8)}
     for name, shape, _ in tensors:
         start, end = end, end + int(np.prod(shape)) * numpy_type.itemsize
         header[name] = {"dtype": name_of_type, "shape": shape, "data_offsets": (start, end)}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the values lie at multiples of their size
     with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(len(text).to_bytes(8, "little") + text + bytes(8 * len(counters)))
         for name, shape, value in tensors:
             array = np.ascontiguousarray(value(), numpy_type)
             assert array.shape == tuple(shape), (name, array.shape, shape)

@@ -26,12 +26,18 @@ Shape = tuple[int, ...]
 class Tensor(NamedTuple):
     """One of their tensors. Several of `ours` lie side by side on the last axis of the matrix.
     Where ours has the same rank and more elements, it is padded with zeros at the end (the
-    vocabulary)."""
+    vocabulary). Without `ours` it is a count of steps, which nothing reads and files may lack."""
 
     theirs: str
     shape: Shape
     ours: dict[str, Shape]
-    transpose: bool = False  # torch's Linear is (out, in), ours are (in, out)
+    # torch's Linear is (out, in), ours are (in, out); its kernels (out, in, height, width), ours
+    # (height, width, in, out)
+    transpose: bool = False
+
+
+# Which of their axes are ours, by how many there are.
+TURNS = {2: (1, 0), 4: (2, 3, 1, 0)}
 
 
 class Family(NamedTuple):
@@ -54,6 +60,9 @@ class Family(NamedTuple):
     repeated: dict[str, str] = {}  # tensors that a file may hold twice: the copy, the original
     read: Callable[[dict], dict] = lambda config: config  # old spellings of theirs become today's
     write: Callable[[dict], dict] = lambda config: config
+    # What the parameters' shapes say of keywords that leave it to another one (a ResNet's depth).
+    settle: Callable[[dict, dict[str, Shape]], dict] = lambda model, shapes: model
+    pixels: bool = False  # of images, whose mean and std are in preprocessor_config.json
 
 
 class Weights(NamedTuple):
@@ -112,6 +121,8 @@ def load(folder: str) -> Weights:
     family = known[kind]
     model = to_model(family, config, str(path / "config.json"))
     files = tensor_files.open_folder(path)
+    if family.pixels:
+        model |= _pixels(path / "preprocessor_config.json")
     table, names, unused = _match(family, model, files)
     owners = {ours: (tensor, i) for tensor in table for i, ours in enumerate(tensor.ours)}
 
@@ -123,6 +134,27 @@ def load(folder: str) -> Weights:
     return Weights(model, shapes, read, unused)
 
 
+def _pixels(path: Path) -> dict[str, tuple[float, ...]]:
+    """Returns what a folder says of its pixels, where it says something: `mean` and `std`."""
+    if not path.is_file():
+        return {}
+    given = tensor_files.read_json(path)
+    for key, allowed in (("do_normalize", (True, None)), ("do_rescale", (True, None))):
+        if given.get(key) not in allowed:
+            raise InputError(f"{path}: {key}={given[key]!r} is not supported; pixels are scaled")
+    if abs(given.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+        raise InputError(f"{path}: rescale_factor={given['rescale_factor']} is not 1 / 255")
+    found = {}
+    for ours in ("mean", "std"):
+        value = given.get(f"image_{ours}")
+        if value is None:
+            continue
+        if not isinstance(value, list) or not all(type(x) in (int, float) for x in value):
+            raise InputError(f"{path}: image_{ours}={value!r} is no list of numbers; mend it")
+        found[ours] = tuple(map(float, value))
+    return found
+
+
 def _match(
     family: Family, model: dict[str, Any], files: tensor_files.TensorFiles
 ) -> tuple[list[Tensor], dict[str, str], list[str]]:
@@ -131,7 +163,7 @@ def _match(
     bare = not any(name.startswith(family.prefix) for name in files.shapes)
     spell = lambda name: name.removeprefix(family.prefix) if bare else name  # noqa: E731
     held = {family.spelling(name): name for name in files.shapes}
-    table = family.tensors(model)
+    table = [tensor for tensor in family.tensors(model) if tensor.ours]
     table += [tensor for tensor in family.optional(model) if spell(tensor.theirs) in held]
     names, some = {}, next(iter(files.files.values()), None)
     for tensor in table:
@@ -175,7 +207,7 @@ def _check_others(
 
 def import_tensor(tensor: Tensor, value: np.ndarray) -> list[np.ndarray]:
     """Returns the value of each of `tensor.ours`."""
-    matrix = value.T if tensor.transpose else value
+    matrix = value.transpose(TURNS[value.ndim]) if tensor.transpose else value
     parts = np.split(matrix, len(tensor.ours), axis=-1)
     return [_fit(part, shape) for part, shape in zip(parts, tensor.ours.values(), strict=True)]
 
@@ -188,7 +220,8 @@ def _fit(part: np.ndarray, shape: Shape) -> np.ndarray:
 
 def export_tensor(tensor: Tensor, values: list[np.ndarray]) -> np.ndarray:
     """Returns the value of their tensor: the inverse of `import_tensor`."""
-    shape = tensor.shape[::-1] if tensor.transpose else tensor.shape
+    turn = TURNS[len(tensor.shape)] if tensor.transpose else range(len(tensor.shape))
+    shape = tuple(tensor.shape[axis] for axis in turn)
     shape = (*shape[:-1], shape[-1] // len(values))
     parts = [
         value.reshape(shape)
@@ -197,7 +230,7 @@ def export_tensor(tensor: Tensor, values: list[np.ndarray]) -> np.ndarray:
         for value in values
     ]
     matrix = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
-    return matrix.T if tensor.transpose else matrix
+    return matrix.transpose(np.argsort(turn)) if tensor.transpose else matrix
 
 
 def export_all(
@@ -207,7 +240,8 @@ def export_all(
     and is asked when a value is."""
 
     value = lambda tensor: export_tensor(tensor, [read(path) for path in tensor.ours])  # noqa: E731
-    return [(tensor.theirs, tensor.shape, functools.partial(value, tensor)) for tensor in table]
+    held = [tensor for tensor in table if tensor.ours]
+    return [(tensor.theirs, tensor.shape, functools.partial(value, tensor)) for tensor in held]
 
 
 def to_model(family: Family, config: dict, where: str) -> dict[str, Any]:
@@ -234,8 +268,8 @@ def to_model(family: Family, config: dict, where: str) -> dict[str, Any]:
                 f"{where}: {key}={config[key]!r} is not known here and may change the model; "
                 "delete it from the file if it does not"
             )
-    heads = model["num_heads"]
-    if not heads or ("head_dim" not in model and model["width"] % heads):
+    heads = model.get("num_heads", 1)
+    if not heads or ("head_dim" not in model and model.get("width", 0) % heads):
         raise InputError(f"{where}: a width of {model['width']} does not divide into {heads} heads")
     return model
 
@@ -246,7 +280,7 @@ def _fields(family: Family, config: dict, where: str) -> dict[str, Any]:
     for key, ours, default in family.fields:
         value, least = config.get(key, default), family.least.get(ours, 0)
         legal = (int, float) if type(default) is float else (type(default),)
-        if type(value) not in legal or value < least:
+        if type(value) not in legal or _least(value) < least:
             above = f" of at least {least}" if least else ""
             raise InputError(
                 f"{where}: {key}={value!r} is no {type(default).__name__}{above}; expected one "
@@ -254,6 +288,12 @@ def _fields(family: Family, config: dict, where: str) -> dict[str, Any]:
             )
         model[ours] = type(default)(value)
     return model
+
+
+def _least(value: Any) -> float:
+    """Returns a number, or the least of several, which must be numbers; None is 0."""
+    numbers = value if isinstance(value, tuple) else (value or 0,)
+    return min((x if type(x) in (bool, int, float) else -1 for x in numbers), default=-1)
 
 
 def _unsupported(
@@ -273,11 +313,12 @@ def describe(model: Mapping[str, Any], shapes: dict[str, Shape]) -> tuple[dict, 
     for name, family in families().items():
         if model.get("name") != family.model["name"]:
             continue
+        model = family.settle(dict(model), shapes)
         shared = dict(family.model)
         if model.get("base_width") == model.get("width"):  # muP at its own width changes nothing
             shared.pop("base_width", None)
         odd = [key for key, value in shared.items() if model.get(key) != value]
-        odd += [key for key, least in family.least.items() if (model.get(key) or 0) < least]
+        odd += [key for key, least in family.least.items() if _least(model.get(key)) < least]
         odd += [key for key, of in family.choices.values() if model.get(key) not in of.values()]
         if odd:
             reasons.append(f"{name} has no {', '.join(f'{k}={model.get(k)!r}' for k in odd)}")

@@ -130,26 +130,26 @@ def tensors(model: dict[str, Any]) -> list[Tensor]:
         Tensor(f"{at}.word_embeddings.weight", (vocab, d), {"embed": (padded(vocab), d)}),
         Tensor(f"{at}.position_embeddings.weight", (context, d), {"positions": (context, d)}),
         Tensor(f"{at}.token_type_embeddings.weight", (types, d), {"types": (types, d)}),
-        *_norm(f"{at}.LayerNorm", "norm", d),
+        *norm(f"{at}.LayerNorm", "norm", d),
     ]
     for i in range(model["num_layers"]):
         theirs, ours = f"bert.encoder.layer.{i}", f"layers/{i}"
         for x, name in (("q", "query"), ("k", "key"), ("v", "value")):
             name, path = f"{theirs}.attention.self.{name}", f"{ours}/attention/{x}"
-            table += _dense(name, d, d, path, (d, heads, dim), (heads, dim))
+            table += dense(name, d, d, path, (d, heads, dim), (heads, dim))
         name, path = f"{theirs}.attention.output", f"{ours}/attention/out"
-        table += _dense(f"{name}.dense", d, d, path, (heads, dim, d))
-        table += _norm(f"{name}.LayerNorm", f"{ours}/norm1", d)
-        table += _dense(f"{theirs}.intermediate.dense", f, d, f"{ours}/mlp/up")
-        table += _dense(f"{theirs}.output.dense", d, f, f"{ours}/mlp/down")
-        table += _norm(f"{theirs}.output.LayerNorm", f"{ours}/norm2", d)
+        table += dense(f"{name}.dense", d, d, path, (heads, dim, d))
+        table += norm(f"{name}.LayerNorm", f"{ours}/norm1", d)
+        table += dense(f"{theirs}.intermediate.dense", f, d, f"{ours}/mlp/up")
+        table += dense(f"{theirs}.output.dense", d, f, f"{ours}/mlp/down")
+        table += norm(f"{theirs}.output.LayerNorm", f"{ours}/norm2", d)
     if head in ("mlm", "pretrain"):
         table += _predictions(model)
     if head in ("pretrain", "classify"):
         table += _pooler(model)
     if head in CLASSIFIER:
         count = model["labels"] if head in ("classify", "tag") else 2
-        table += _dense(CLASSIFIER[head], count, d, "classifier/kernel")
+        table += dense(CLASSIFIER[head], count, d, "classifier/kernel")
     return table
 
 
@@ -162,17 +162,17 @@ def optional(model: dict[str, Any]) -> list[Tensor]:
 def _predictions(model: dict[str, Any]) -> list[Tensor]:
     d, vocab, at = model["width"], model["vocab_size"], "cls.predictions"
     return [
-        *_dense(f"{at}.transform.dense", d, d, "transform/kernel"),
-        *_norm(f"{at}.transform.LayerNorm", "transform_norm", d),
+        *dense(f"{at}.transform.dense", d, d, "transform/kernel"),
+        *norm(f"{at}.transform.LayerNorm", "transform_norm", d),
         Tensor(f"{at}.bias", (vocab,), {"vocab_bias": (padded(vocab),)}),
     ]
 
 
 def _pooler(model: dict[str, Any]) -> list[Tensor]:
-    return _dense("bert.pooler.dense", model["width"], model["width"], "pooler/kernel")
+    return dense("bert.pooler.dense", model["width"], model["width"], "pooler/kernel")
 
 
-def _dense(
+def dense(
     theirs: str,
     out: int,
     width: int,
@@ -180,13 +180,15 @@ def _dense(
     shape: Shape | None = None,
     bias: Shape | None = None,
 ) -> list[Tensor]:
+    """Returns the tensors of a Linear, whose parameter is `ours` and whose bias `ours`_bias."""
     return [
         Tensor(f"{theirs}.weight", (out, width), {ours: shape or (width, out)}, transpose=True),
         Tensor(f"{theirs}.bias", (out,), {f"{ours}_bias": bias or (out,)}),
     ]
 
 
-def _norm(theirs: str, ours: str, width: int) -> list[Tensor]:
+def norm(theirs: str, ours: str, width: int) -> list[Tensor]:
+    """Returns the tensors of a LayerNorm."""
     return [
         Tensor(f"{theirs}.weight", (width,), {f"{ours}/scale": (width,)}),
         Tensor(f"{theirs}.bias", (width,), {f"{ours}/bias": (width,)}),
