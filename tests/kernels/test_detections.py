@@ -1,6 +1,7 @@
 """What a detector finds: the best chances, and suppression as a slow loop has it."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -51,13 +52,13 @@ def test_suppression_equals_a_slow_loop(count):
 
 def test_an_overlap_that_is_the_limit_is_kept():
     found = np.array([[0, 0, 10, 10, 0.9, 0], [0, 0, 10, 5, 0.8, 0], [0, 0, 10, 6, 0.7, 0]])
-    kept = np.asarray(suppress(found.astype(np.float32), 3, 0.5))
+    kept = np.asarray(suppress(jnp.array(found, np.float32), 3, 0.5))
     np.testing.assert_allclose(kept[:, 4], [0.9, 0.8, 0], rtol=1e-6)
 
 
 def test_a_box_of_no_area_is_found_once():
     found = np.array([[5, 5, 5, 5, 0.9, 0], [0, 0, 9, 9, 0.1, 0]], np.float32)
-    np.testing.assert_array_equal(suppress(found, 2, 0.5), found)
+    np.testing.assert_array_equal(suppress(jnp.array(found), 2, 0.5), found)
 
 
 @pytest.mark.parametrize("count", [1, 7, 60, 200])

@@ -29,7 +29,7 @@ def slow(chances, boxes, points, truth, labels, count, alpha, beta):
             asked.setdefault(a, []).append((-iou(boxes[a], box), m, -t))
     owner, score = np.full(len(points), -1), np.zeros(len(points))
     own = {a: min(claims) for a, claims in asked.items()}
-    for a, (minus, m, t) in own.items():
+    for a, (_, m, t) in own.items():
         mine = [other for other in own.values() if other[1] == m]
         largest, best = max(other[2] for other in mine), max(-other[0] for other in mine)
         owner[a], score[a] = m, t / largest * best if largest > 0 else 0.0
