@@ -1,5 +1,6 @@
 """Answers from a trained workdir, prompt by prompt: texts are continued or translated, masks
-filled, classes named, words tagged, answers found, as answers/ has it for the run's task."""
+filled, classes named, words tagged, answers and objects found, as answers/ has it for the run's
+task."""
 
 import inspect
 import typing
@@ -14,6 +15,8 @@ from research import config as config_lib
 from research.arguments import Count, InputError, NonNegative, Range, Seed, Size, check
 from research.data import tokenizer as tokenizer_lib
 from research.evaluate import restore_weights
+
+WITHOUT_TOKENIZER = ("recommend", "detection", "image_classification")
 
 
 def generate(
@@ -41,6 +44,7 @@ def generate(
     - tag: "words", "tags" and "entities"
     - span: of QUESTION, a tab and a PASSAGE the "text" of the answer, its "start" and "score"
     - recommend: of items their next "items"
+    - detection: of the path of an image file the "boxes" in it, and the path of a "picture" of them
 
     With `beams` texts are what a beam search found, and have their "score" (decode/beam.py;
     `length_penalty` None: 0.6); there is nothing to sample then.
@@ -62,7 +66,7 @@ def generate(
     _refuse_beams(task, beams, length_penalty, numbers | dict(seed=seed))
     run = build.build(config, with_data=False)
     path = workdir.epath.Path(folder) / "tokenizer.json"
-    tokenizer = None if task == "recommend" else tokenizer_lib.load(path)
+    tokenizer = None if task in WITHOUT_TOKENIZER else tokenizer_lib.load(path)
     numbers["top_k"] = min(top_k, config.model.get("vocab_size") or top_k)
     if beams is not None:
         penalty = 0.6 if length_penalty is None else length_penalty
@@ -71,6 +75,7 @@ def generate(
     answer = make(run, tokenizer, prompts, max_tokens, numbers)
     with jax.set_mesh(run.mesh):
         variables, _, info = restore_weights(folder, run, step, weights)
+        info = info | {"workdir": folder}
         key = jax.random.key(np.uint32(seed))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(len(prompts)))
     for start in range(0, len(prompts), batch):

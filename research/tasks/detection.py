@@ -14,16 +14,14 @@ score, 1 - CIoU (arXiv:1911.08287) and the distribution focal loss (arXiv:2006.0
 The sums are divided by the number of objects, an image without any counting as one. That number
 adds over micro-batches and devices, and is never 0. The papers divide each head's loss by the sum
 of its own scores instead. Two such quotients are no quotient of sums, but as no parameter gets
-gradients of both heads, it is the scale of a head's gradient alone that differs.
+gradients of both heads, it is the scale of a head's gradient alone that differs. As boxes get
+better, scores and with them the loss may rise: NAME/box and NAME/distance are means over scores,
+which fall, and NAME/score is the sum of an object's scores.
 
-The right answers of a split, info["gold"], are a dict:
-    images: a list of dicts as COCO's, in the order of the split: id, width, height, in pixels of
-        the original image
-    annotations: a list of dicts as COCO's: image_id, category_id (the class: 0, 1, ...), bbox
-        (x, y, width, height in pixels of the original), area, iscrowd
-    classes: a list of names
-    place: (n, 4) floats, of each image the scales sx, sy and the offsets dx, dy that put it into
-        the model's input: there x is sx x + dx, and y is sy y + dy
+The right answers of a split, info["gold"], are those of data/detection.py: `coco`, a dict of
+images, annotations and categories as in COCO's files, in pixels of the original images, these in
+the order of the split, categories numbered as classes are; and restore(row, boxes_k4), which takes
+boxes found in the image of a row to where they are in its original.
 """
 
 from functools import partial
@@ -43,6 +41,7 @@ from research.tasks.average_precision import average_precision
 
 Array = jax.Array
 HEADS = ("one_to_many", "one_to_one")
+SMALL = 1e-9  # a mean over scores is 0 where there are none
 
 
 def make(
@@ -82,10 +81,12 @@ def make(
         total, metrics = 0.0, {}
         for name, count, share in zip(HEADS, counts, shares, strict=True):
             where = dict(count=count, alpha=alpha, beta=beta)
-            for part, sum_b in head_losses(outputs, name, batch, **where).items():
-                part_sum = share * weights[part] * (sum_b @ weight_b)
-                metrics[f"{name}/{part}"] = (part_sum, weight)
-                total = total + part_sum
+            sums = head_losses(outputs, name, batch, **where)
+            sums = {part: sum_b @ weight_b for part, sum_b in sums.items()}
+            total = total + share * sum(weights[part] * sums[part] for part in weights)
+            scores = sums["score"] + SMALL
+            over = {"class": weight, "score": weight, "box": scores, "distance": scores}
+            metrics |= {f"{name}/{part}": (sums[part], over[part]) for part in over}
         if "turn" in batch:
             found_bk6 = detect(outputs, head, detections, min_score, max_iou=max_iou)
             # Each image has a place of its own, as a row has in span.py.
@@ -100,8 +101,8 @@ def make(
 def head_losses(
     outputs: dict[str, Any], head: Head, batch: dict, *, count: int, alpha: Any, beta: Any
 ) -> dict[str, Array]:
-    """Returns the parts of a head's loss, `class`, `box` and `distance`, each (b,): sums over
-    anchor points."""
+    """Returns the parts of a head's loss, `class`, `box` and `distance`, and `score`, each (b,):
+    sums over anchor points."""
     points_a2, strides_a = outputs["anchors"], outputs["strides"]
     logits_bac, bins_ba4r = wide(outputs[head]["classes"]), wide(outputs[head]["boxes"])
     boxes_ba4 = boxes_lib.from_logits(bins_ba4r, points_a2, strides_a)
@@ -122,6 +123,7 @@ def head_losses(
         "class": entropy_bac.sum((1, 2)),
         "box": (score_ba * (1 - boxes_lib.ciou(boxes_ba4, truth_ba4))).sum(-1),
         "distance": (score_ba * spread_ba).sum(-1),
+        "score": score_ba.sum(-1),
     }
 
 
@@ -140,11 +142,7 @@ def report(totals: dict[str, Any], info: dict) -> dict[str, float]:
     gold = info.get("gold")
     if gold is None:
         return {}
-    found = np.asarray(totals["_found"][0])
-    found = found.reshape(-1, *found.shape[2:])[: len(gold["images"])].copy()
-    place, sides = np.asarray(gold["place"], float), [0, 1, 0, 1]
-    scale, shift = place[:, None, sides], place[:, None, [2, 3, 2, 3]]
-    sizes = np.array([(image["width"], image["height"]) for image in gold["images"]], float)
-    boxes = (found[..., :4] - shift) / scale
-    found[..., :4] = np.clip(boxes, 0, sizes[:, None, sides])  # letterboxes have more room
-    return average_precision(gold, found)
+    found_nk6 = np.asarray(totals["_found"][0])
+    found_nk6 = found_nk6.reshape(-1, *found_nk6.shape[2:])[: len(gold.coco["images"])]
+    restored = [gold.restore(row, boxes[:, :4]) for row, boxes in enumerate(found_nk6)]
+    return average_precision(gold.coco, np.concatenate([restored, found_nk6[..., 4:]], -1))

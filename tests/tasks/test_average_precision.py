@@ -36,7 +36,8 @@ def official(gold, found):
 
 def scene(rng, images=12, classes=4, objects=6, k=12, crowds=0.15, levels=None, empty=0.2):
     """Objects of all sizes, and boxes near some of them, of wrong classes, twice, or anywhere."""
-    gold = dict(images=[], annotations=[], classes=[f"c{i}" for i in range(classes)])
+    names = [dict(id=i, name=f"c{i}") for i in range(classes)]
+    gold = dict(images=[], annotations=[], categories=names)
     found = np.zeros((images, k, 6))
     found[..., 5] = -1
     for number in range(images):
@@ -110,7 +111,7 @@ def test_crowds_excuse_what_lies_in_them_and_are_not_to_be_found():
     crowd = dict(id=0, image_id=3, category_id=0, bbox=box, area=1e4, iscrowd=1)
     one = crowd | dict(id=1, bbox=[200.0, 10.0, 50.0, 50.0], area=2500.0, iscrowd=0)
     image = dict(id=3, width=300, height=200)
-    gold = dict(images=[image], annotations=[crowd, one], classes=["a"])
+    gold = dict(images=[image], annotations=[crowd, one], categories=[dict(id=0, name="a")])
     found = np.array([[[20, 20, 60, 60, 0.9, 0], [200, 10, 250, 60, 0.8, 0]]], float)
     assert same(gold, found)["map"] == 1
     gold["annotations"][0]["iscrowd"] = 0
@@ -119,7 +120,11 @@ def test_crowds_excuse_what_lies_in_them_and_are_not_to_be_found():
 
 def test_the_first_object_counts_though_its_number_is_0():
     one = dict(id=0, image_id=1, category_id=0, bbox=[1.0, 2, 30, 40], area=1200.0, iscrowd=0)
-    gold = dict(images=[dict(id=1, width=64, height=64)], annotations=[one], classes=["a"])
+    gold = dict(
+        images=[dict(id=1, width=64, height=64)],
+        annotations=[one],
+        categories=[dict(id=0, name="a")],
+    )
     assert same(gold, np.array([[[1, 2, 31, 42, 0.5, 0.0]]]))["map"] == 1
 
 

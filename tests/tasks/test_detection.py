@@ -2,6 +2,7 @@
 numbers."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -63,8 +64,8 @@ def numbers(values, given):
 
 
 def slow_loss(head, given, count):
-    """The parts of a head's loss, point by point."""
-    parts = np.zeros(3)
+    """The parts of a head's loss, and its scores, point by point."""
+    parts = np.zeros(4)
     for image in np.flatnonzero(given["weight"]):
         logits = np.asarray(head["classes"][image], float)
         bins = np.exp(np.asarray(head["boxes"][image], float))
@@ -88,7 +89,8 @@ def slow_loss(head, given, count):
                 low = min(int(aim), BINS - 2)
                 for n, share in ((low, low + 1 - aim), (low + 1, aim - low)):
                     parts[2] -= score[a] / 4 * share * np.log(bins[a, side, n])
-    return parts * [0.5, 7.5, 1.5]
+        parts[3] += score.sum()
+    return parts
 
 
 def test_the_loss_is_that_of_a_slow_loop():
@@ -100,10 +102,11 @@ def test_the_loss_is_that_of_a_slow_loop():
     whole = 0
     for name, count in (("one_to_many", 10), ("one_to_one", 1)):
         expected = slow_loss(values["params"][name], given, count)
-        parts = [found[f"{name}/{part}"][0] for part in ("class", "box", "distance")]
+        parts = [found[f"{name}/{part}"][0] for part in ("class", "box", "distance", "score")]
         np.testing.assert_allclose(parts, expected, rtol=2e-5)
         assert min(parts) > 0
-        whole += expected.sum()
+        assert found[f"{name}/box"][1] == found[f"{name}/score"][0]
+        whole += expected[:3] @ [0.5, 7.5, 1.5]
     np.testing.assert_allclose(found["loss"][0], whole, rtol=2e-5)
 
 
@@ -177,7 +180,8 @@ def test_a_split_is_judged_whole_in_pixels_of_the_original_images():
     sizes = [(128, 96), (64, 64), (30, 60), (100, 40), (64, 32)]
     place = np.array([(64 / max(s), 64 / max(s), *(64 - 64 * np.array(s) / max(s)) / 2)
                       for s in sizes])  # fmt: skip
-    gold = dict(images=[], annotations=[], classes=["a", "b", "c"], place=place)
+    gold = dict(images=[], annotations=[])
+    gold["categories"] = [dict(id=i, name=name) for i, name in enumerate("abc")]
     head = dict(classes=np.full((5, 80, 3), -9.0), boxes=np.zeros((5, 80, 4, BINS)))
     for number, (width, height) in enumerate(sizes):
         gold["images"].append(dict(id=number * 11, width=width, height=height))
@@ -203,7 +207,13 @@ def test_a_split_is_judged_whole_in_pixels_of_the_original_images():
         given["weight"] = np.float32(at < 5)
         given["turn"] = given["weight"][:, None] * np.eye(3, dtype=np.float32)[turn]
         total = total + np.asarray(loss(values, given)[0], float)
-    found = task.report({"_found": (total, 1.0)}, {"gold": gold})
+
+    def restore(row, boxes):
+        boxes = (boxes - np.tile(place[row, 2:], 2)) / np.tile(place[row, :2], 2)
+        return np.clip(boxes, 0, np.tile(sizes[row], 2))
+
+    both = SimpleNamespace(coco=gold, restore=restore)
+    found = task.report({"_found": (total, 1.0)}, {"gold": both})
     assert found["ap/a"] == 1 and found["ap/c"] == 1 and found["ap/b"] == pytest.approx(51 / 101)
     assert task.report({}, {"labels": 3}) == {}  # the train split
     boxes = [[*b["bbox"][:2], b["bbox"][0] + b["bbox"][2], b["bbox"][1] + b["bbox"][3], 0.9,
