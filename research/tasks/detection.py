@@ -77,12 +77,13 @@ def make(
         outputs, state = model.apply(variables, batch["image"], key=key, train=train)
         weight_b = batch["weight"]
         objects_b = (batch["labels"] >= 0).sum(-1)
-        weight = weight_b @ jnp.maximum(objects_b, 1).astype(weight_b.dtype)
+        # Sums, not products of vectors, which a TPU would round to bfloat16.
+        weight = (weight_b * jnp.maximum(objects_b, 1)).sum()
         total, metrics = 0.0, {}
         for name, count, share in zip(HEADS, counts, shares, strict=True):
             where = dict(count=count, alpha=alpha, beta=beta)
             sums = head_losses(outputs, name, batch, **where)
-            sums = {part: sum_b @ weight_b for part, sum_b in sums.items()}
+            sums = {part: (sum_b * weight_b).sum() for part, sum_b in sums.items()}
             total = total + share * sum(weights[part] * sums[part] for part in weights)
             scores = sums["score"] + SMALL
             over = {"class": weight, "score": weight, "box": scores, "distance": scores}

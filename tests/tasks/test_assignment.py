@@ -58,7 +58,8 @@ def fixture(name, rng):
         labels[:] = [0, 1, 2, -1, -1, -1, -1]
     elif name == "crowded":
         first = rng.uniform(10, 16, (objects, 2))
-        truth, labels = np.concatenate([first, first + rng.uniform(30, 36, (7, 2))], -1), labels * 0
+        truth = np.concatenate([first, first + rng.uniform(30, 36, (objects, 2))], -1)
+        labels = rng.integers(0, classes, objects)
     elif name == "none":
         labels[:] = -1
     elif name == "one":
