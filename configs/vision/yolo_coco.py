@@ -6,7 +6,7 @@ Paper: the parts are those of YOLOX (arXiv:2107.08430), TOOD (arXiv:2108.07755),
     depend on what a loss is divided by (research/tasks/detection.py).
 Expected: not measured here. Published, AP .5:.95 on val2017 at 640 pixels: YOLOv10 38.5 (n), 46.3
     (s), 51.1 (m) and 53.2 % (l) after 500 epochs; YOLOX-L 50.0 % after 300.
-    Hardware: days of 8 GPUs for s; not measured either.
+    Hardware and hours: not measured either.
 Command: anneal train --config=configs/vision/yolo_coco.py:s --workdir=runs/coco
     --config.data.path=COCO
     where COCO holds annotations/instances_train2017.json and instances_val2017.json, train2017/ and

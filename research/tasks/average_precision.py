@@ -12,14 +12,13 @@ import numpy as np
 
 from research.arguments import InputError
 
-MAX = 100  # boxes of a class in an image that count, the best ones
 AREAS = ("all", "small", "medium", "large")  # less than 32^2 pixels, less than 96^2, more
 
 
 def average_precision(coco: dict[str, Any], found: np.ndarray) -> dict[str, float]:
     """Returns `map`, the mean over IoUs of .5, .55, ... .95 and over classes; ap50 and ap75, at one
     IoU; ap_small, ap_medium and ap_large; ar100, the recall as the mean over the same; and
-    ap/CLASS. All are 0 to 1. What nothing defines, a class or a size without an object, is left
+    ap/CLASS. The best 100 boxes of a class in an image count. All are 0 to 1. What nothing defines, a class or a size without an object, is left
     out, and so is all if there is none.
 
     coco: images, annotations and categories as in COCO's files, categories numbered 0, 1, ...
