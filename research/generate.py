@@ -16,7 +16,7 @@ from research.arguments import Count, InputError, NonNegative, Range, Seed, Size
 from research.data import tokenizer as tokenizer_lib
 from research.evaluate import restore_weights
 
-WITHOUT_TOKENIZER = ("recommend", "detection", "image_classification")
+WITHOUT_TOKENS = ("recommend", "image_classification", "detection")  # prompts are no texts
 
 
 def generate(
@@ -66,7 +66,7 @@ def generate(
     _refuse_beams(task, beams, length_penalty, numbers | dict(seed=seed))
     run = build.build(config, with_data=False)
     path = workdir.epath.Path(folder) / "tokenizer.json"
-    tokenizer = None if task in WITHOUT_TOKENIZER else tokenizer_lib.load(path)
+    tokenizer = None if task in WITHOUT_TOKENS else tokenizer_lib.load(path)
     numbers["top_k"] = min(top_k, config.model.get("vocab_size") or top_k)
     if beams is not None:
         penalty = 0.6 if length_penalty is None else length_penalty

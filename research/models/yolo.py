@@ -204,8 +204,9 @@ class YOLO(nnx.Module):
     """Method: __call__ (what both heads say)."""
 
     def __init__(self, *, rngs: nnx.Rngs, precision: Precision, **arguments: Any) -> None:
-        self.arguments = nnx.static(arguments | dict(dtype=compute_dtype(precision)))
         a, strides = arguments, arguments["strides"]
+        kept = {name: a[name] for name in ("strides", "detach", "pixels")}
+        self.arguments = nnx.static(kept | dict(dtype=compute_dtype(precision)))
         options = dict(norm=a["norm"], precision=precision, rngs=rngs)
         every = [2**i for i in range(1, strides[-1].bit_length())]
         widths = {stride: 2 * round(16 * stride * a["width"]) for stride in every}  # even

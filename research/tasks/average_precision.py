@@ -18,8 +18,8 @@ AREAS = ("all", "small", "medium", "large")  # less than 32^2 pixels, less than 
 def average_precision(coco: dict[str, Any], found: np.ndarray) -> dict[str, float]:
     """Returns `map`, the mean over IoUs of .5, .55, ... .95 and over classes; ap50 and ap75, at one
     IoU; ap_small, ap_medium and ap_large; ar100, the recall as the mean over the same; and
-    ap/CLASS. The best 100 boxes of a class in an image count. All are 0 to 1. What nothing defines, a class or a size without an object, is left
-    out, and so is all if there is none.
+    ap/CLASS. All are 0 to 1, of the best 100 boxes of a class in an image. What nothing defines, a
+    class or a size without an object, is left out, and so is all if there is none.
 
     coco: images, annotations and categories as in COCO's files, categories numbered 0, 1, ...
     found: (n, k, 6) of the images in their order: x1 y1 x2 y2 in their pixels, score, class, -1:
