@@ -1,5 +1,6 @@
 """Answers from a trained workdir, prompt by prompt: texts are continued or translated, masks
-filled, classes named, words tagged, answers found, as answers/ has it for the run's task."""
+filled, classes named, words tagged, answers and objects found, as answers/ has it for the run's
+task."""
 
 import inspect
 import typing
@@ -15,7 +16,7 @@ from research.arguments import Count, InputError, NonNegative, Range, Seed, Size
 from research.data import tokenizer as tokenizer_lib
 from research.evaluate import restore_weights
 
-WITHOUT_TOKENS = ("recommend", "image_classification")  # tasks whose prompts are no texts
+WITHOUT_TOKENS = ("recommend", "image_classification", "detection")  # prompts are no texts
 
 
 def generate(
@@ -44,6 +45,7 @@ def generate(
     - span: of QUESTION, a tab and a PASSAGE the "text" of the answer, its "start" and "score"
     - recommend: of items their next "items"
     - image_classification: of the path of an image its "label" and "probabilities"
+    - detection: of the path of an image file the "boxes" in it, and the path of a "picture" of them
 
     With `beams` texts are what a beam search found, and have their "score" (decode/beam.py;
     `length_penalty` None: 0.6); there is nothing to sample then.
@@ -74,6 +76,7 @@ def generate(
     answer = make(run, tokenizer, prompts, max_tokens, numbers)
     with jax.set_mesh(run.mesh):
         variables, _, info = restore_weights(folder, run, step, weights)
+        info = info | {"workdir": folder}
         key = jax.random.key(np.uint32(seed))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(len(prompts)))
     for start in range(0, len(prompts), batch):

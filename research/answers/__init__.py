@@ -2,7 +2,8 @@
 
 What a model of the task of that name answers: a dict for each of the `chosen` prompts (a range of
 places), each with its key. `numbers` are those of sampling, or beams and length_penalty; `info` is
-that of the run's data. `make` raises InputError for a prompt that the model cannot use.
+that of the run's data, and its `workdir`. `make` raises InputError for a prompt that the model
+cannot use.
 """
 
 import functools
