@@ -50,6 +50,13 @@ class Range(NamedTuple):
         return low + (high if self.high < math.inf else "")
 
 
+class Files(NamedTuple):
+    """Says of a tuple of names that each is a file of a folder, and has a section of its own:
+    `pipeline: Annotated[tuple[str, ...], Files("data.augment")]` beside `**sections`."""
+
+    folder: str
+
+
 Count = Annotated[int, Range(1)]
 Size = Annotated[int, Range(0)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]

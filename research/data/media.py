@@ -36,7 +36,7 @@ def decode_image(
     Raises RecordError, which calls it `name`, for an image that is too large, cut off or not
     readable; InputError without Pillow.
     """
-    pillow = _package("PIL.Image", "vision")
+    pillow = package("PIL.Image", "vision")
     try:
         image = pillow.open(io.BytesIO(data), formats=IMAGES)
         if image.width * image.height > max_pixels:
@@ -76,7 +76,7 @@ def decode_audio(
     Raises RecordError, which calls it `name`, for a sound that is too long, cut off or not
     readable, or has samples that are no numbers; InputError without soundfile.
     """
-    soundfile = _package("soundfile", "speech")
+    soundfile = package("soundfile", "speech")
     try:
         if data[:4] not in SOUNDS:
             raise ValueError("it is no WAV, FLAC or Ogg; convert it")
@@ -115,7 +115,8 @@ def _announced(data: bytes) -> tuple[float, bool]:
     return 0.0, True
 
 
-def _package(name: str, extra: str) -> Any:
+def package(name: str, extra: str) -> Any:
+    """Returns a module that comes with an extra; raises InputError that says which."""
     try:
         return importlib.import_module(name)
     except (ImportError, OSError) as error:  # OSError: a library of the system is missing
