@@ -17,7 +17,7 @@ from research.data.scenes import Scenes
 
 SIDE, MOST, SMALLEST, LARGEST = 64, 5, 10, 24
 COUNTS = {"train": 512, "validation": 128}
-TRIES = 20
+TRIES, FAINT = 20, 96
 
 
 def make(path: str | None) -> dict:
@@ -64,6 +64,7 @@ def _scene(held: digits.Pictures, random: np.random.Generator) -> tuple[np.ndarr
 
 
 def _cut(ink: np.ndarray) -> np.ndarray:
-    """Returns a digit without the empty rows and columns around it."""
-    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+    """Returns a digit without the rows and columns around it that hold no ink to be seen."""
+    seen = ink > FAINT
+    rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
