@@ -131,7 +131,8 @@ def _row(
     epoch: int,
     random: np.random.Generator,
 ) -> Batch:
-    where = f"{path}: {found.names[index]}"
+    name = found.names[index]
+    where = f"{path}: {name if isinstance(name, str) else f'record {name}'}"
     pixels = pixels_of(found.read(index), where, channels)
     pixels, _ = change(pixels, NO_BOXES, random)
     whole = fit(pixels, size, room, where)

@@ -4,13 +4,15 @@ import gzip
 import io
 import pickle
 import struct
+import sys
 import tarfile
 
 import numpy as np
 import pytest
 
 from research.arguments import InputError
-from research.data.pictures import choose, cifar, digits, folder, mnist
+from research.data import images
+from research.data.pictures import choose, cifar, digits, folder, huggingface, mnist, tfds
 from tests.data.pictures import CLASSES, encoded, random_pixels, write_folder
 
 
@@ -221,3 +223,104 @@ def test_what_is_no_cifar_is_refused(tmp_path):
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(InputError, match="data_batch_1.bin has 12291 bytes, no multiple of 3073"):
         read(cifar.make, tmp_path / "cifar", "train")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    module = pytest.importorskip("datasets")
+    monkeypatch.setattr(module.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    module.disable_progress_bars()
+    return module
+
+
+def table(hub, count=12, **columns):
+    """A table of images and classes; the pixels of record n are random_pixels(n)."""
+    held = [dict(bytes=encoded(random_pixels(n)), path=None) for n in range(count)]
+    columns = dict(image=held, label=[n % 2 for n in range(count)]) | columns
+    kinds = hub.Features(image=hub.Image(), label=hub.ClassLabel(names=list(CLASSES)))
+    return hub.Dataset.from_dict(columns, features=kinds)
+
+
+@pytest.mark.parametrize("kind", ["disk", "parquet"])
+def test_images_of_a_hugging_face_dataset_are_read(hub, tmp_path, kind):
+    path = tmp_path / "set"
+    if kind == "disk":
+        parts = {"train": table(hub), "test": table(hub, 4)}
+        hub.DatasetDict(parts).save_to_disk(str(path))
+    else:
+        table(hub).to_parquet(str(path / "train.parquet"))
+    files, found = read(huggingface.make, path, "train")
+    assert files == [encoded(random_pixels(n)) for n in range(12)]
+    assert found.classes == list(CLASSES) and found.labels.tolist() == [0, 1] * 6
+    fewer = read(huggingface.make, path, "validation", 0.4)[1]
+    assert 0 < len(fewer.names) < 12
+    given = dict(reader="huggingface", path=str(path), size=8, held_out=0.0, seed=0, batch=4)
+    want = next(images.make(**given, split="train").batches())
+    batches = images.make(**given, split="train", workers=1).batches()
+    np.testing.assert_array_equal(next(batches)["image"], want["image"])
+    batches.close()
+
+
+def test_what_is_no_image_of_a_hugging_face_dataset_is_named(hub, monkeypatch):
+    held = [dict(bytes=None, path="/etc/passwd"), dict(bytes=encoded(random_pixels(0)), path=None)]
+    made = table(hub, 2, image=held)
+    monkeypatch.setattr(huggingface, "load", lambda path: {"train": made})
+    given = dict(reader="huggingface", path="set", size=8, held_out=0.0)
+    given |= dict(split="train", seed=0, batch=2)
+    with pytest.raises(InputError, match="record 0 holds no image, but .*passwd"):
+        next(images.make(**given).batches())
+    assert next(images.make(**given, skip_budget=1).batches())["weight"].sum() == 1
+    for more, message in (
+        (dict(image="img"), "has no column 'img'; it has image, label"),
+        (dict(image="label"), "column 'label' holds no images"),
+    ):
+        with pytest.raises(InputError, match=message):
+            images.make(**given, **more)
+
+
+def write_tfds(path, count=12):
+    """Prepares a dataset from image files, which needs no TensorFlow."""
+    core = pytest.importorskip("tensorflow_datasets")
+
+    class Tiny(core.core.GeneratorBasedBuilder):
+        VERSION = core.core.Version("1.0.0")
+        code_path = pkg_dir_path = None
+
+        def _info(self):
+            kinds = dict(
+                image=core.features.Image(shape=(None, None, 3)),
+                label=core.features.ClassLabel(names=list(CLASSES)),
+                number=core.features.Scalar(np.int64),
+            )
+            return core.core.DatasetInfo(builder=self, features=core.features.FeaturesDict(kinds))
+
+        def _split_generators(self, manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for n in range(count):
+                file = io.BytesIO(encoded(random_pixels(n)))
+                yield n, dict(image=file, label=n % 2, number=n)
+
+    builder = Tiny(data_dir=str(path), file_format="array_record")
+    builder.download_and_prepare()
+    return str(builder.data_dir)
+
+
+def test_images_of_tfds_are_read_without_tensorflow(tmp_path):
+    path = write_tfds(tmp_path)
+    files, found = read(tfds.make, path, "train")
+    assert sorted(files) == sorted(encoded(random_pixels(n)) for n in range(12))
+    for file, label in zip(files, found.labels, strict=True):
+        pixels = images.load(file, 8, 3)
+        assert (pixels.mean() > 100) == label
+    assert found.classes == list(CLASSES) and "tensorflow" not in sys.modules
+    for names, message in (
+        (("img", "label"), "has no feature 'img'; it has"),
+        (("image", "number"), "feature 'number' is no class"),
+    ):
+        with pytest.raises(InputError, match=message):
+            tfds.make(path, *names)
+    with pytest.raises(InputError, match="cannot be loaded"):
+        tfds.make(str(tmp_path / "tiny"), "image", "label")
