@@ -50,6 +50,13 @@ class Range(NamedTuple):
         return low + (high if self.high < math.inf else "")
 
 
+class Files(NamedTuple):
+    """Says of a tuple of names that each is a file of a folder, and has a section of its own:
+    `pipeline: Annotated[tuple[str, ...], Files("data.augment")]` beside `**sections`."""
+
+    folder: str
+
+
 Count = Annotated[int, Range(1)]
 Size = Annotated[int, Range(0)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
@@ -141,9 +148,11 @@ def check(value: Any, hint: Any, where: str) -> Any:
         return check(value, options[-1], where)
     if typing.get_origin(hint) is Literal:
         options = typing.get_args(hint)
-        if value not in options:
-            shown = masked(where, value)
-            raise InputError(f"{where}={shown!r} is not an option{nearest(str(value), options)}")
+        if isinstance(value, Text) and not any(isinstance(option, str) for option in options):
+            value = _parse(value, hint)
+        if value not in options or isinstance(value, bool):  # True is 1, but not what is meant
+            shown, known = masked(where, value), map(str, options)
+            raise InputError(f"{where}={shown!r} is not an option{nearest(str(value), known)}")
         return options[options.index(value)]
     if isinstance(value, Text):
         value = _parse(value, hint)

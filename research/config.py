@@ -42,6 +42,8 @@ ROOT = Path(__file__).resolve().parent.parent
 NAMED = {"model": "models", "task": "tasks", "data": "data"}
 # Sections that hold an ordered tuple of names, `chain`, and a section for each name.
 CHAINS = {"optim": "optim", "gradients": "gradients"}
+# Tuples of names that have a section each beside them.
+LISTS = ("chain", "names", "pipeline", "eval_pipeline")
 # Arguments that the program passes itself; a config does not set them.
 SUPPLIED = {
     "model": ("precision",),
@@ -328,12 +330,19 @@ def _override(values: dict, override: str) -> None:
         values = values.setdefault(key, {})
         if not isinstance(values, dict):
             raise InputError(f"{'.'.join(keys[:depth])} is a value, so {path} cannot be set")
-    # Another chain, or mix, leaves behind the sections that the file wrote for its own.
-    if keys[-1] in ("chain", "names"):
-        for name in set(values) - {name.strip(" ()'\"") for name in text.split(",")}:
-            if isinstance(values[name], dict):
-                del values[name]
+    # Another chain, mix or pipeline leaves behind the sections that the file wrote for its own.
+    if keys[-1] in LISTS:
+        rest = [_listed(values.get(key, ())) for key in LISTS if key != keys[-1]]
+        for name in _listed(values.get(keys[-1], ())).difference(_listed(text), *rest):
+            values.pop(name, None)
     values[keys[-1]] = Text(text)
+
+
+def _listed(names: Any) -> set[str]:
+    """Returns the names of a tuple, or of what was typed for one."""
+    names = names.split(",") if isinstance(names, str) else names
+    names = names if isinstance(names, tuple | list) else ()
+    return {name.strip(" ()'\"") for name in names if isinstance(name, str)}
 
 
 def to_json(config: ml_collections.FrozenConfigDict) -> str:

@@ -9,10 +9,12 @@ import inspect
 import keyword
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable
+import typing
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
+from typing import Annotated
 
-from research.arguments import InputError, check, complete, nearest
+from research.arguments import Files, InputError, check, complete, nearest
 
 
 def find(
@@ -47,8 +49,9 @@ def find(
 
 def section(folder: str, given: dict, where: str, supplied: Iterable[str] = ()) -> dict:
     """Returns a section of a config that names a file of `folder`, complete by the signature of its
-    `make`, but for the arguments that are `supplied`. A `make` that takes **sections of its own
-    folder (a mix of data) has one for each of its `names`, without the arguments that it shares.
+    `make`, but for the arguments that are `supplied`. A `make` that takes **sections has one for
+    each name in those of its arguments that are Files, or, a mix of data, for each of its `names`:
+    a source of its own folder, without the arguments that it shares.
 
     Raises InputError naming `where` and the key.
     """
@@ -56,24 +59,50 @@ def section(folder: str, given: dict, where: str, supplied: Iterable[str] = ()) 
     if "name" not in given:
         raise InputError(f"{where}.name is missing; it names a file in research/{folder}")
     name = check(given.pop("name"), str, f"{where}.name")
-    make = find(folder, name)
-    parameters, parts = inspect.signature(make).parameters, {}
+    make, parts = find(folder, name), {}
+    parameters = inspect.signature(make).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        if "names" in supplied:
+        folders = _folders(make)
+        if not folders and "names" in supplied:
             raise InputError(f"{where}.name={name} is one of several itself; name its parts there")
-        names = check(given.get("names", ()), tuple, f"{where}.names")
-        for part in names:
-            if check(part, str, f"{where}.names") in parameters or names.count(part) > 1:
-                raise InputError(f"{where}.names: {part!r} is taken; name each part otherwise")
-            inner = check(given.pop(part, {}), dict, f"{where}.{part}")
-            for key in inner.keys() & parameters.keys() - set(supplied):
-                raise InputError(f"{where}.{part}.{key} is the same for all; set {where}.{key}")
-            shared = (*supplied, *parameters)
-            parts[part] = section(folder, inner, f"{where}.{part}", shared)
+        lists = {key: _names(given, key, parameters, where) for key in folders or ("names",)}
+        for key, names in lists.items():
+            for part in names:
+                inner = check(given.pop(part, parts.get(part, {})), dict, f"{where}.{part}")
+                if folders:
+                    parts[part] = complete(find(folders[key], part), inner, f"{where}.{part}")
+                    continue
+                for own in inner.keys() & parameters.keys() - set(supplied):
+                    raise InputError(f"{where}.{part}.{own} is the same for all; set {where}.{own}")
+                shared = (*supplied, *parameters)
+                parts[part] = section(folder, inner, f"{where}.{part}", shared)
         for key in given.keys() - parameters.keys():
             if isinstance(given[key], dict):
-                raise InputError(f"{where}.{key} is not in {where}.names={names}; add it there")
+                held = " or ".join(f"{where}.{own}={names}" for own, names in lists.items())
+                raise InputError(f"{where}.{key} is not in {held}; add it there")
     return {"name": name} | complete(make, given, where, supplied) | parts
+
+
+def _folders(make: Callable) -> dict[str, str]:
+    """Returns the arguments of `make` that are names of files, and the folders of those."""
+    return {
+        key: condition.folder
+        for key, hint in typing.get_type_hints(make, include_extras=True).items()
+        if typing.get_origin(hint) is Annotated
+        for condition in typing.get_args(hint)
+        if isinstance(condition, Files)
+    }
+
+
+def _names(given: dict, key: str, parameters: Mapping, where: str) -> tuple[str, ...]:
+    """Returns the names of sections that the argument `key` holds."""
+    default = parameters[key].default
+    names = given.get(key, () if default is inspect.Parameter.empty else default)
+    names = check(names, tuple, f"{where}.{key}")
+    for part in names:
+        if check(part, str, f"{where}.{key}") in parameters or names.count(part) > 1:
+            raise InputError(f"{where}.{key}: {part!r} is taken; name each part otherwise")
+    return names
 
 
 def _module(path: str) -> ModuleType | None:

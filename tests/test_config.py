@@ -159,3 +159,65 @@ def test_optax_names_can_be_used_in_a_chain_without_a_file_of_ours():
         TINY, ["config.optim.chain=scale_by_lion,lr", "config.optim.scale_by_lion.b1=0.8"]
     )
     assert config.optim.scale_by_lion.b1 == 0.8
+
+
+PICTURES = """
+from configs.nlp.gpt import get_config as base
+
+def get_config():
+    data = dict(name="images", pipeline=("crop", "flip"), crop=dict(min_area=0.2))
+    return base("tiny") | dict(data=data | dict(center_crop=dict(share=0.5)))
+"""
+
+
+def load_pictures(folder, *overrides):
+    (folder / "pictures.py").write_text(PICTURES)
+    return config_lib.load(str(folder / "pictures.py"), overrides)
+
+
+def test_each_name_of_a_pipeline_has_a_section_whose_defaults_are_recorded(tmp_path):
+    given = ("config.data.flip.probability=0.25", "config.data.channels=1")
+    data = load_pictures(tmp_path, *given).data
+    assert data.channels == 1
+    assert data.crop.min_area == 0.2 and data.crop.max_ratio == 4 / 3 and data.crop.size is None
+    assert data.flip.to_dict() == dict(probability=0.25, vertical=False)
+    assert data.eval_pipeline == ("center_crop",) and data.center_crop.share == 0.5
+    config = load_pictures(tmp_path)
+    assert config_lib.from_json(config_lib.to_json(config)).to_dict() == config.to_dict()
+    assert config_lib.override(config, []).to_dict() == config.to_dict()
+
+
+def test_another_pipeline_leaves_behind_the_sections_of_the_first_alone(tmp_path):
+    fewer = load_pictures(tmp_path, "config.data.pipeline=flip,rand_augment").data
+    assert fewer.pipeline == ("flip", "rand_augment") and "crop" not in fewer
+    assert fewer.rand_augment.number == 2 and fewer.center_crop.share == 0.5
+    both = ["config.data.eval_pipeline=crop", "config.data.pipeline=flip"]
+    for overrides in (both, both[::-1]):
+        with pytest.raises(
+            InputError, match="config.data.center_crop is not in config.data.pipeli"
+        ):
+            load_pictures(tmp_path, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("config.data.crop.min_arae=0.1", "config.data.crop.min_arae .*mean 'min_area'"),
+        ("config.data.crop.min_area=2", "config.data.crop.min_area=2.0 is out of range"),
+        ("config.data.flip.probability=True", "config.data.flip.probability=True"),
+        ("config.data.flip=3", "config.data.flip=3 .*expected dict"),
+        ("config.data.pipeline=crop,filp", "'filp' is not in research/data.augment.*mean 'flip'"),
+        ("config.data.pipeline=crop,crop", "config.data.pipeline: 'crop' is taken"),
+        ("config.data.pipeline=size", "config.data.pipeline: 'size' is taken"),
+        ("config.data.pipeline=3", "config.data.pipeline=3"),
+        ("config.data.letterbox.fill=3", "config.data.letterbox is not in .*; add it there"),
+        ("config.data.pipelin=crop", "config.data.pipelin is not known.*mean 'pipeline'"),
+        ("config.data.size=0", "config.data.size=0 is out of range"),
+        ("config.data.channels=2", "config.data.channels=2 is not an option"),
+        ("config.data.channels=True", "config.data.channels=True is not an option"),
+    ],
+)
+def test_a_wrong_pipeline_is_one_line_that_names_the_key(tmp_path, override, message):
+    with pytest.raises(InputError, match=message) as error:
+        load_pictures(tmp_path, override)
+    assert "\n" not in str(error.value)

@@ -1,6 +1,6 @@
 """Pictures and sound from bytes that somebody else made: whole, or a RecordError.
 
-    pixels = decode_image(data, name="photo 17")                # uint8 (height, width, 3)
+    pixels = decode_image(data, name="photo 17")                # uint8 (height, width, channels)
     samples, rate = decode_audio(data, name="utterance 17")     # float32 (samples,), Hz
 
 What a header announces is refused before it is decoded if it is too much to hold.
@@ -19,31 +19,53 @@ from research.data.source import RecordError
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a GiB in RGB
 MAX_SECONDS, MAX_RATE, MAX_CHANNELS = 3600.0, 192_000, 8
 IMAGES = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # EPS would run a program
+ORIENTATION = 0x0112  # the tag of EXIF, and what each of its values asks for
+TURNS = {
+    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270",
+    7: "TRANSVERSE", 8: "ROTATE_90",
+}  # fmt: skip
 SOUNDS = (b"RIFF", b"fLaC", b"OggS")  # an MP3 does not show that it was cut off
 
 
-def decode_image(data: bytes, max_pixels: int = MAX_PIXELS, name: str = "the image") -> np.ndarray:
-    """Returns the first frame as uint8 (height, width, 3), RGB: grey is repeated, transparency
-    dropped, the orientation in EXIF not applied.
+def decode_image(
+    data: bytes, max_pixels: int = MAX_PIXELS, name: str = "the image", channels: int = 3
+) -> np.ndarray:
+    """Returns the first frame as uint8 (height, width, channels), RGB or 1 of grey, upright as its
+    EXIF has it. Grey is repeated, what is transparent lies on white, of 16 bits the high 8 stay.
 
     Raises RecordError, which calls it `name`, for an image that is too large, cut off or not
     readable; InputError without Pillow.
     """
-    pillow = _package("PIL.Image", "vision")
+    pillow = package("PIL.Image", "vision")
     try:
         image = pillow.open(io.BytesIO(data), formats=IMAGES)
         if image.width * image.height > max_pixels:
             raise RecordError(f"{name} has {image.width} x {image.height} pixels, {max_pixels=}")
-        if image.mode.startswith(("I", "F")):  # to 8 bits Pillow would clip them
-            raise RecordError(f"{name} has pixels of kind {image.mode}; convert it to 8 bits")
         image.verify()  # the checksums of a PNG, which are not looked at later
-        return np.array(pillow.open(io.BytesIO(data), formats=IMAGES).convert("RGB"))
+        image = pillow.open(io.BytesIO(data), formats=IMAGES)
+        turn = TURNS.get(image.getexif().get(ORIENTATION))
+        image = _eight_bits(pillow, image, name).convert("L" if channels == 1 else "RGB")
+        image = image.transpose(pillow.Transpose[turn]) if turn else image
+        return np.array(image).reshape(image.height, image.width, channels)
     except RecordError:
         raise
     except pillow.DecompressionBombError as error:  # Pillow refuses twice its limit itself
         raise RecordError(f"{name} is too large ({error}), {max_pixels=}") from None
     except Exception as error:  # each format has kinds of its own
         raise RecordError(f"{name} cannot be decoded: {' '.join(str(error).split())}") from None
+
+
+def _eight_bits(pillow: Any, image: Any, name: str) -> Any:
+    """Returns a Pillow image of 8 bits and without transparency."""
+    if image.mode.startswith("I;16"):  # convert() would clip, not scale; of RGB Pillow keeps 8 bits
+        return pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode.startswith(("I", "F")):
+        raise RecordError(f"{name} has pixels of kind {image.mode}; convert it to 8 bits")
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    white = pillow.new("RGBA", image.size, "white")
+    return pillow.alpha_composite(white, image)
 
 
 def decode_audio(
@@ -54,7 +76,7 @@ def decode_audio(
     Raises RecordError, which calls it `name`, for a sound that is too long, cut off or not
     readable, or has samples that are no numbers; InputError without soundfile.
     """
-    soundfile = _package("soundfile", "speech")
+    soundfile = package("soundfile", "speech")
     try:
         if data[:4] not in SOUNDS:
             raise ValueError("it is no WAV, FLAC or Ogg; convert it")
@@ -93,7 +115,8 @@ def _announced(data: bytes) -> tuple[float, bool]:
     return 0.0, True
 
 
-def _package(name: str, extra: str) -> Any:
+def package(name: str, extra: str) -> Any:
+    """Returns a module that comes with an extra; raises InputError that says which."""
     try:
         return importlib.import_module(name)
     except (ImportError, OSError) as error:  # OSError: a library of the system is missing

@@ -5,6 +5,7 @@
 - plain: shuffled epochs of all examples, laid end to end.
 - mixed: groups of examples take turns by their shares; each is endless and shuffled by itself.
 - bucketed: groups of examples of about one length take turns by whole batches.
+- sized: the examples of any of these, at one of some sizes, which whole batches share.
 
 One pass takes each example once, unshuffled. That over groups takes one after another, and fills
 the last batch of each with padding, so that no batch holds examples of two.
@@ -214,3 +215,43 @@ def _batches(
     group_of = np.repeat(np.arange(len(sizes)), [len(span) for span in spans])
     order = np.random.default_rng((seed, epoch, 0, 3)).permutation(len(group_of))
     return group_of[order], np.concatenate(spans)[order]
+
+
+def sized(
+    order: Order, scales: tuple, progressive: tuple, seed: int
+) -> tuple[Order, tuple[int, ...]]:
+    """Returns an order whose buckets are sizes, and those, rising: of `scales` each batch has one,
+    drawn evenly; or by `progressive`, pairs of a step and the size from that step on (progressive
+    resizing: arXiv:2104.00298).
+
+    Raises InputError for both at once, sizes that are none, and steps that do not rise from 0.
+    """
+    if scales and progressive:
+        raise InputError("config.data.scales and config.data.progressive are both set; keep one")
+    sizes = list(scales)
+    if progressive:
+        pairs = all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in progressive)
+        starts = [pair[0] for pair in progressive] if pairs else []
+        sizes = [pair[1] for pair in progressive] if pairs else []
+        whole = all(type(start) is int for start in starts)
+        if not starts or not whole or starts[0] != 0 or starts != sorted(set(starts)):
+            raise InputError(
+                f"config.data.progressive={progressive} must be pairs of a step and a size, whose "
+                "steps rise from 0"
+            )
+    if not all(type(size) is int and size > 0 for size in sizes):
+        name, value = ("progressive", progressive) if progressive else ("scales", scales)
+        raise InputError(f"config.data.{name}={value} must hold sizes in whole pixels")
+    rising = tuple(sorted(set(sizes)))
+    if progressive:
+        stages = tuple(rising.index(size) for size in sizes)
+        return order._replace(bucket=functools.partial(_stage, tuple(starts), stages)), rising
+    return order._replace(bucket=functools.partial(_scale, len(rising), seed)), rising
+
+
+def _scale(sizes: int, seed: int, step: int, one_pass: bool) -> int:
+    return int(np.random.default_rng((seed, step, 0, 4)).integers(sizes))
+
+
+def _stage(starts: tuple[int, ...], stages: tuple[int, ...], step: int, one_pass: bool) -> int:
+    return stages[int(np.searchsorted(starts, step, "right")) - 1]

@@ -57,7 +57,7 @@ class Source(NamedTuple):
 
 
 def make_source(
-    row: Row,
+    row: Row | Sequence[Row],
     num_rows: int,
     forms: Sequence[dict[str, tuple[int, ...]]],
     info: dict[str, Any],
@@ -71,7 +71,8 @@ def make_source(
     order: Order | None = None,
 ) -> Source:
     """Returns a source of int32 leaves, but for KINDS; "train" is shuffled without end. `forms`
-    are the shapes of an example by name, in each bucket of `order`, the largest last."""
+    are the shapes of an example by name, in each bucket of `order`, the largest last; `row` may be
+    one for each of them."""
     import jax  # not above: a worker process does without, 44 MB, not 155
 
     train = split == "train"
@@ -80,17 +81,17 @@ def make_source(
         {n: jax.ShapeDtypeStruct((batch, *x), KINDS.get(n, np.int32)) for n, x in form.items()}
         for form in forms
     ]
-    widths = [{name: shape[0] for name, shape in form.items() if shape} for form in forms]
     batches, rows = make_batches(
         row, num_rows, spec=specs[-1], batch=batch, seed=seed, shuffle=train, repeat=train,
-        workers=workers, skip_budget=skip_budget, order=order, widths=widths,
+        workers=workers, skip_budget=skip_budget, order=order, forms=forms,
     )  # fmt: skip
+    row = row if callable(row) else row[-1]
     more = dict(row=row, num_rows=num_rows, narrower=tuple(specs[:-1]))
     return Source(specs[-1], info, order.num_batches, batches, rows, tokenizer, **more)
 
 
 def make_batches(
-    row: Row,
+    row: Row | Sequence[Row],
     num_rows: int,
     *,
     spec: dict[str, "jax.ShapeDtypeStruct"],
@@ -101,7 +102,7 @@ def make_batches(
     workers: int = 0,
     skip_budget: int = 0,
     order: Order | None = None,
-    widths: Sequence[dict[str, int]] = (),
+    forms: Sequence[dict[str, tuple[int, ...]]] = (),
 ) -> tuple[Callable[..., Iterator[Batch]], Callable[..., list[int]]]:
     """Returns batches(start_step=0, shard=(0, 1), one_pass=not repeat), and rows(step,
     one_pass=not repeat): the rows in the global batch after `step` steps, in its order.
@@ -109,9 +110,10 @@ def make_batches(
     Row j of a batch is example step * batch + j of the shuffled epochs laid end to end (a new order
     each epoch, 8 bytes a row), unless there is an `order`. Host `index` of `count` gets its
     contiguous part of every batch; no number of hosts or workers changes a batch, and seeking is
-    free. One pass has ceil(num_rows / batch) batches, unshuffled. `widths` are lengths of leaves
-    by name for each bucket of the order: what its batches are narrowed to. `workers` processes make
-    batches; then `row` must pickle. Only the names in `spec` are taken from a row. One that raises
+    free. One pass has ceil(num_rows / batch) batches, unshuffled. `forms` are the shapes of an
+    example by name in each bucket of the order: what its batches are narrowed to; `row` is one for
+    all of them, or one for each, of the largest form too. `workers` processes make batches; then
+    `row` must pickle. Only the names in `spec` are taken from a row. One that raises
     RecordError is replaced by zeros and named on stderr, up to `skip_budget` records a host
     (counted anew after a restart).
 
@@ -130,13 +132,14 @@ def make_batches(
 
     def at(step: int, shard: tuple[int, int], one_pass: bool) -> tuple[Batch, list[str]]:
         examples, errors, index = [], [], None
+        make = row if callable(row) else row[order.bucket(step, one_pass) if order.bucket else 0]
         try:
             for epoch, index in places(step, shard, one_pass):
                 example = empty
                 if not (one_pass and epoch):
                     try:
                         random = np.random.default_rng((seed, epoch, index + 1))
-                        example = row(index, epoch, random)
+                        example = make(index, epoch, random)
                     except RecordError as error:
                         errors.append(str(error))
                 examples.append(example)
@@ -164,7 +167,7 @@ def make_batches(
             return made
         # Here, not where they are made: a worker writes batches of one form.
         buckets = (order.bucket(step, one_pass) for step in steps)
-        return (_narrow(one, widths[at]) for at, one in zip(buckets, made, strict=False))
+        return (_narrow(one, forms[at]) for at, one in zip(buckets, made, strict=False))
 
     def rows(step: int, one_pass: bool = not repeat) -> list[int]:
         found = places(step, (0, 1), one_pass)
@@ -173,8 +176,8 @@ def make_batches(
     return batches, rows
 
 
-def _narrow(batch: Batch, widths: dict[str, int]) -> Batch:
-    return {name: x[:, : widths[name]] if name in widths else x for name, x in batch.items()}
+def _narrow(batch: Batch, form: dict[str, tuple[int, ...]]) -> Batch:
+    return {name: x[(slice(None), *map(slice, form[name]))] for name, x in batch.items()}
 
 
 def _stack(name: str, examples: list[Batch], like: np.ndarray) -> np.ndarray:

@@ -53,16 +53,60 @@ def test_an_image_is_its_pixels(kind):
     found[0, 0] = 0  # it is the caller's own
 
 
-def test_grey_is_repeated_and_transparency_dropped():
-    grey = decode_image(picture(pixels=PIXELS[..., 0]))
-    np.testing.assert_array_equal(grey, PIXELS[..., :1].repeat(3, axis=2))
-    alpha = np.concatenate([PIXELS, PIXELS[..., :1]], axis=2)
-    np.testing.assert_array_equal(decode_image(picture(pixels=alpha)), PIXELS)
+def test_grey_is_repeated_or_stays_one_channel():
+    data = picture(pixels=PIXELS[..., 0])
+    np.testing.assert_array_equal(decode_image(data), PIXELS[..., :1].repeat(3, axis=2))
+    np.testing.assert_array_equal(decode_image(data, channels=1), PIXELS[..., :1])
+    luma = PIXELS @ [0.299, 0.587, 0.114]  # ITU-R 601
+    assert np.abs(decode_image(picture(), channels=1)[..., 0] - luma).max() <= 1
 
 
-def test_an_image_of_more_than_8_bits_is_refused():
-    with pytest.raises(RecordError, match="photo 3 has pixels of kind I;16; convert it to 8 bits"):
-        decode_image(picture(pixels=PIXELS[..., 0].astype(np.uint16) << 8), name="photo 3")
+def test_what_is_transparent_lies_on_white():
+    alpha = PIXELS[..., :1]
+    found = decode_image(picture(pixels=np.concatenate([PIXELS, alpha], axis=2)))
+    want = PIXELS * (alpha / 255) + 255 * (1 - alpha / 255)
+    assert np.abs(found - want).max() <= 1
+    grey = decode_image(picture(pixels=np.concatenate([alpha, 255 - alpha], axis=2)), channels=1)
+    want = alpha * (1 - alpha / 255) + alpha
+    assert np.abs(grey - want).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_the_colours_of_a_palette_are_found_and_its_transparent_one_is_white(kind):
+    image, file = Image.fromarray(PIXELS).quantize(8), io.BytesIO()
+    places = np.asarray(image)
+    colours = np.array(image.getpalette()[:24]).reshape(8, 3)
+    image.save(file, kind)
+    np.testing.assert_array_equal(decode_image(file.getvalue()), colours[places])
+    file, chosen = io.BytesIO(), places[0, 0]
+    image.save(file, kind, transparency=int(chosen))
+    colours[chosen] = 255
+    np.testing.assert_array_equal(decode_image(file.getvalue()), colours[places])
+
+
+def test_of_16_bits_the_high_8_stay():
+    deep = PIXELS[..., 0].astype(np.uint16) * 256 + 200
+    np.testing.assert_array_equal(decode_image(picture(pixels=deep), channels=1), PIXELS[..., :1])
+
+
+def test_cmyk_is_converted():
+    image, file = Image.fromarray(np.full((16, 16, 4), (200, 40, 0, 30), np.uint8), "CMYK"), None
+    image.save(file := io.BytesIO(), "JPEG", quality=100)
+    want = np.array([55, 215, 255]) * 225 / 255
+    assert np.abs(decode_image(file.getvalue()) - want).max() <= 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_stands_as_its_exif_has_it(orientation):
+    from PIL import ImageOps
+
+    image, file = Image.fromarray(PIXELS), io.BytesIO()
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(file, "PNG", exif=exif)
+    want = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(file.getvalue()))))
+    np.testing.assert_array_equal(decode_image(file.getvalue()), want)
+    assert (want.shape == PIXELS.shape) == (orientation < 5)
 
 
 def png_header(width, height):

@@ -6,6 +6,7 @@ A dataset without a validation split holds out about 5 % of train by a hash of t
 """
 
 from pathlib import Path
+from typing import Any
 
 from research.arguments import InputError
 from research.data.readers import Records, in_split
@@ -18,26 +19,7 @@ def make(path: str | None, split: str, field: str) -> Records:
 
     Raises InputError if it cannot be loaded or has no such split or column.
     """
-    try:
-        import datasets
-    except ImportError:
-        raise InputError("reader=huggingface needs datasets: pip install 'anneal[nlp]'") from None
-    if not path:
-        raise InputError("reader=huggingface needs data.path: a local folder or a hub name")
-    local = Path(path).expanduser()
-    name, _, config = path.partition(":")
-    try:
-        if (local / "dataset_dict.json").exists() or (local / "state.json").exists():
-            splits = datasets.load_from_disk(str(local))
-        elif local.is_dir():
-            splits = datasets.load_dataset(str(local))
-        else:
-            splits = datasets.load_dataset(name, config or None)
-    except Exception as error:  # every failure of the package is one of the given path
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"data.path={path!r} cannot be loaded: {reason}") from error
-    if isinstance(splits, datasets.Dataset):
-        splits = {"train": splits}
+    splits = load(path)
     hashed = "validation" not in splits and split in ("train", "validation")
     table = splits.get("train" if hashed else split)
     if table is None:
@@ -59,3 +41,27 @@ def make(path: str | None, split: str, field: str) -> Records:
         return text
 
     return Records(len(indices), describe, read, f"{table._fingerprint} {split}")
+
+
+def load(path: str | None) -> dict[str, Any]:
+    """Returns the tables of a dataset by their splits, of one without splits as train. Raises
+    InputError if it cannot be loaded."""
+    try:
+        import datasets
+    except ImportError:
+        raise InputError("reader=huggingface needs datasets: pip install 'anneal[nlp]'") from None
+    if not path:
+        raise InputError("reader=huggingface needs data.path: a local folder or a hub name")
+    local = Path(path).expanduser()
+    name, _, config = path.partition(":")
+    try:
+        if (local / "dataset_dict.json").exists() or (local / "state.json").exists():
+            splits = datasets.load_from_disk(str(local))
+        elif local.is_dir():
+            splits = datasets.load_dataset(str(local))
+        else:
+            splits = datasets.load_dataset(name, config or None)
+    except Exception as error:  # every failure of the package is one of the given path
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"data.path={path!r} cannot be loaded: {reason}") from error
+    return {"train": splits} if isinstance(splits, datasets.Dataset) else dict(splits)

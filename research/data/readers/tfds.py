@@ -6,6 +6,7 @@ A dataset without a validation split holds out about 5 % of train by a hash of t
 """
 
 from pathlib import Path
+from typing import Any
 
 from research.arguments import InputError
 from research.data.readers import Records, decode, in_split
@@ -18,17 +19,9 @@ def make(path: str | None, split: str, field: str) -> Records:
 
     Raises InputError if there is no such dataset, split or feature.
     """
+    builder = load(path)
+    splits = builder.info.splits
     try:
-        import tensorflow_datasets as tfds
-    except ImportError:
-        advice = "pip install 'anneal[vision]'"
-        raise InputError(f"reader=tfds needs tensorflow-datasets: {advice}") from None
-    if not path:
-        raise InputError("reader=tfds needs data.path: a prepared folder, or a name")
-    try:
-        local = Path(path).expanduser()
-        builder = tfds.builder_from_directory(local) if local.is_dir() else tfds.builder(path)
-        splits = builder.info.splits
         hashed = "validation" not in splits and split in ("train", "validation")
         data = builder.as_data_source(split="train" if hashed else split)
     except Exception as error:  # every failure of the package is one of the given path
@@ -54,3 +47,20 @@ def make(path: str | None, split: str, field: str) -> Records:
 
     sizes = [(key, int(splits[key].num_bytes), splits[key].shard_lengths) for key in sorted(splits)]
     return Records(len(indices), name, read, f"{builder.info.full_name} {sizes} {split} {field}")
+
+
+def load(path: str | None) -> Any:
+    """Returns the builder of a prepared dataset. Raises InputError if there is none."""
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        advice = "pip install 'anneal[vision]'"
+        raise InputError(f"reader=tfds needs tensorflow-datasets: {advice}") from None
+    if not path:
+        raise InputError("reader=tfds needs data.path: a prepared folder, or a name")
+    try:
+        local = Path(path).expanduser()
+        return tfds.builder_from_directory(local) if local.is_dir() else tfds.builder(path)
+    except Exception as error:  # every failure of the package is one of the given path
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"data.path={path!r} cannot be loaded: {reason}") from error
