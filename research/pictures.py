@@ -4,6 +4,7 @@ The numbers are saved elsewhere, so a picture that cannot be drawn is only said.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 from etils import epath
 
 from research import build, hosts, metrics
+from research.data import contact_sheet
 from research.tasks import Task
 
 
@@ -18,7 +20,9 @@ def at_start(folder: epath.PathLike, run: build.Run) -> None:
     """Draws the learning rate to come, and some examples as they are trained on."""
     path = epath.Path(folder)
     _save(path / "schedule.png", lambda: draw_schedule(build.learning_rates(run)))
-    _save(path / "pictures" / "inputs.png", run.source.draw)
+    if "image" in run.source.spec:
+        sheet = partial(contact_sheet.of, run.source, run.config.seed)
+        _save(path / "pictures" / "inputs.png", sheet)
 
 
 def of_evaluation(folder: epath.PathLike, task: Task, totals: dict[str, Any], info: dict) -> None:
@@ -77,16 +81,16 @@ def _over_steps(figure: Any, axes: Any, label: str) -> Any:
     return figure
 
 
-def _save(png: epath.Path, draw: Callable[[], Any] | None) -> None:
-    """Writes the figure that `draw` returns, on the first process."""
-    if draw is None or jax.process_index() != 0:
+def _save(png: epath.Path, draw: Callable[[], Any]) -> None:
+    """Writes what `draw` returns, a figure of matplotlib or an image, on the first process."""
+    if jax.process_index() != 0:
         return
     try:
-        figure = draw()
-        if figure is not None:
+        drawn = draw()
+        if drawn is not None:
             png.parent.mkdir(parents=True, exist_ok=True)
             with png.open("wb") as file:
-                figure.savefig(file, format="png")
+                getattr(drawn, "savefig", getattr(drawn, "save", None))(file, format="png")
     except ImportError as error:
         hosts.say(f"no {png.name}: {error.name} is missing; pip install 'anneal[nlp]'")
     except Exception as error:

@@ -76,3 +76,17 @@ def test_many_classes_are_drawn_without_names():
     counts = np.eye(1_000) * 3
     figure = figures.confusion({"_confusion": (counts, 3_000)}, dict(classes=None))
     assert not figure.axes[0].texts and math.isclose(figure.axes[0].images[0].get_array()[5, 5], 1)
+
+
+def test_precision_over_recall_is_drawn_for_each_class_there_is_and_their_mean():
+    precision = np.full((10, 101, 3), -1.0)
+    precision[..., 0], precision[..., 1] = 1.0, np.linspace(1, 0, 101)
+    (axes,) = figures.precision_recall(precision, ["a", "b", "never seen"]).axes
+    labels = [line.get_label() for line in axes.lines]
+    assert labels[:2] == ["a", "b"] and labels[2] == "all at IoU 0.50: AP 0.750"
+    np.testing.assert_allclose(axes.lines[2].get_ydata(), (1 + np.linspace(1, 0, 101)) / 2)
+
+
+def test_a_split_without_objects_has_empty_axes():
+    (axes,) = figures.precision_recall(np.full((10, 101, 2), -1.0), ["a", "b"]).axes
+    assert not axes.lines

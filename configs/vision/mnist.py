@@ -50,7 +50,7 @@ def mnist() -> dict:
         ),
         optim=sgd(0.1, warmup=234, decay=5e-4),
         eval=dict(every=469, batch=500, split="test"),
-        checkpoint=dict(every=469, best="accuracy", best_mode="max"),
+        checkpoint=dict(every=469),
         log=dict(every=50),
     )
 

@@ -1,27 +1,40 @@
-"""A batch as one picture, for people to look at what a model is given.
+"""Examples as one picture, for people to look at what a model is given.
 
-draw(next(source.batches()), source.info["classes"], "inputs.png")
+of(source, seed=0).save("inputs.png")
 """
 
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from research.data.media import package
+from research.data.source import RecordError, Source
 
 SIDE, COLUMNS, LINE = 160, 8, 12  # pixels of a tile, tiles in a row, pixels for its class
 COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 
 
-def draw(batch: dict[str, np.ndarray], classes: list[str], png: str | Path, most: int = 64) -> None:
-    """Writes up to `most` images of a batch into a PNG file, those of weight 0 left out: each with
-    its class below it, or its boxes and their classes drawn.
+def of(source: Source, seed: int, most: int = 64) -> Any:
+    """Returns what `draw` makes of the first `most` examples that a training run of `seed` sees."""
+    found = []
+    for index in source.rows(0)[:most]:
+        try:
+            found.append(source.row(index, 0, np.random.default_rng((seed, 0, index + 1))))
+        except RecordError:
+            continue  # the run itself says so
+    return draw({name: np.stack([one[name] for one in found]) for name in source.spec},
+                source.info["classes"])  # fmt: skip
+
+
+def draw(batch: dict[str, np.ndarray], classes: list[str]) -> Any:
+    """Returns the images of a batch as one of Pillow's, those of weight 0 left out: each with its
+    class below it, or its boxes and their classes drawn.
 
     `batch` holds image uint8 (b, h, w, c), labels (b,), or boxes (b, m, 4) and labels (b, m) with
-    -1 for none. Raises InputError without Pillow, OSError where the file cannot be written.
+    -1 for none. Raises InputError without Pillow.
     """
     pillow = package("PIL.Image", "vision")
-    rows = [row for row in range(len(batch["image"])) if batch["weight"][row] > 0][:most]
+    rows = [row for row in range(len(batch["image"])) if batch["weight"][row] > 0]
     high = -(-max(len(rows), 1) // COLUMNS) * (SIDE + LINE)
     sheet = pillow.new("RGB", (min(max(len(rows), 1), COLUMNS) * SIDE, high), "white")
     for place, row in enumerate(rows):
@@ -29,8 +42,7 @@ def draw(batch: dict[str, np.ndarray], classes: list[str], png: str | Path, most
         boxes = batch["boxes"][row] if "boxes" in batch else None
         tile = _tile(np.asarray(batch["image"][row]), boxes, batch["labels"][row], classes)
         sheet.paste(tile, corner)
-    with open(png, "wb") as file:
-        sheet.save(file, "PNG")
+    return sheet
 
 
 def _tile(

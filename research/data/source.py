@@ -53,7 +53,6 @@ class Source(NamedTuple):
     num_rows: int = 0
     narrower: tuple[dict[str, "jax.ShapeDtypeStruct"], ...] = ()  # further specs, of its buckets
     parts: Mapping[str, int] = MappingProxyType({})  # batches of each, in the order of one pass
-    draw: Callable[[], Any] | None = None  # returns a figure of examples as they are trained on
 
 
 def make_source(

@@ -35,9 +35,9 @@ from research.arguments import Count, Fraction, InputError, NonNegative
 from research.kernels import boxes as boxes_lib
 from research.kernels.detections import Head, detect
 from research.kernels.matmul import wide
-from research.tasks import Aux, Task
+from research.tasks import Aux, Task, figures
 from research.tasks.assignment import assign
-from research.tasks.average_precision import average_precision
+from research.tasks.average_precision import average_precision, judge
 
 Array = jax.Array
 HEADS = ("one_to_many", "one_to_one")
@@ -96,7 +96,7 @@ def make(
             metrics["_found"] = (found, weight)
         return (total, weight), Aux(state, metrics)
 
-    return Task(loss, report)
+    return Task(loss, report, figures={"precision_recall": draw_curves})
 
 
 def head_losses(
@@ -141,9 +141,21 @@ def distribution_focal(logits: Array, aim: Array) -> Array:
 def report(totals: dict[str, Any], info: dict) -> dict[str, float]:
     """Returns the average precision of a split by info["gold"] (any split but train)."""
     gold = info.get("gold")
+    return {} if gold is None else average_precision(gold.coco, restored(totals, gold))
+
+
+def draw_curves(totals: dict[str, Any], info: dict) -> Any:
+    """Returns a figure of precision over recall of a split; None without the right answers."""
+    gold = info.get("gold")
     if gold is None:
-        return {}
+        return None
+    precision, _ = judge(gold.coco, restored(totals, gold))
+    return figures.precision_recall(precision[..., 0, -1], info["classes"])
+
+
+def restored(totals: dict[str, Any], gold: Any) -> np.ndarray:
+    """Returns the boxes found in each image of a split (n, k, 6), in pixels of the originals."""
     found_nk6 = np.asarray(totals["_found"][0])
     found_nk6 = found_nk6.reshape(-1, *found_nk6.shape[2:])[: len(gold.coco["images"])]
-    restored = [gold.restore(row, boxes[:, :4]) for row, boxes in enumerate(found_nk6)]
-    return average_precision(gold.coco, np.concatenate([restored, found_nk6[..., 4:]], -1))
+    corners = [gold.restore(row, boxes[:, :4]) for row, boxes in enumerate(found_nk6)]
+    return np.concatenate([corners, found_nk6[..., 4:]], -1)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.arguments import Count, Fraction, InputError, Positive
-from research.tasks import Aux, Task, classify
+from research.tasks import Aux, Task, classify, figures
 
 Array = jax.Array
 BINS = 15  # of confidence, as in arXiv:1706.04599
@@ -68,7 +68,8 @@ def make(
                 metrics["_confusion"] = (table, total)
         return (nll_b @ weight_b, total), Aux(state, metrics)
 
-    return Task(loss, report)
+    drawn = {"confusion": figures.confusion} if labels <= CONFUSABLE else {}
+    return Task(loss, report, figures=drawn)
 
 
 def draw_shares(
