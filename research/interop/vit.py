@@ -52,7 +52,8 @@ def make() -> Family:
         ),
         least=dict(channels=1, size=1, patch=1, width=1, mlp_width=1),
         tensors=tensors,
-        complete=complete,
+        settle=settle,
+        complete=lambda model, shapes: model,
         pixels=True,
         unused=r"^(vit\.)?pooler\.",
         spelling=spelling,
@@ -93,12 +94,12 @@ def write(config: dict) -> dict:
     return config
 
 
-def complete(model: dict[str, Any], shapes: dict[str, Shape]) -> dict[str, Any]:
+def settle(model: dict[str, Any], shapes: dict[str, Shape]) -> dict[str, Any]:
     """Returns config.model with the sizes that it leaves to the model, or to the data."""
     return model | dict(
-        mlp_width=shapes["layers/0/mlp/up"][-1],
-        labels=shapes["classifier_bias"][0],
-        channels=shapes["patches"][2],
+        mlp_width=shapes.get("layers/0/mlp/up", (0,))[-1],
+        labels=shapes.get("classifier_bias", (0,))[0],
+        channels=shapes.get("patches", (0,) * 4)[2],
     )
 
 

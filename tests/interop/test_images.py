@@ -84,6 +84,13 @@ def test_a_config_of_a_depth_is_exported_as_what_the_depth_means(tmp_path):
     assert {key: config[key] for key in expected} == expected and len(config["id2label"]) == 5
 
 
+def test_a_config_that_leaves_a_width_to_the_model_is_exported(tmp_path):
+    model = keywords("vit", mlp_width=None, labels=None)
+    shapes = jax.eval_shape(make(model | dict(labels=7)).init, jax.random.key(0))["params"]
+    config, _ = interop.describe(model, export.shapes_of(shapes))
+    assert config["intermediate_size"] == 4 * 32 and len(config["id2label"]) == 7
+
+
 @ONES
 def test_what_pixels_are_travels(family, tmp_path):
     given = dict(mean=(0.5, 0.25, 0.125), std=(0.5, 0.5, 0.25))

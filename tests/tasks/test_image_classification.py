@@ -148,7 +148,7 @@ def test_a_mixed_image_is_of_two_and_its_aim_of_their_labels_in_the_same_shares(
 
 
 def test_what_stands_in_padding_reaches_no_other_image_and_no_number():
-    task, key = task_lib.make(CLASSES, mixup=1.0, cutmix=1.0), jax.random.key(0)
+    task, key = task_lib.make(CLASSES, mixup=1.0), jax.random.key(0)
     padding = WEIGHT == 0
     images = np.where(padding[:, None, None, None], 255 - IMAGES, IMAGES)
     labels = np.where(padding, (LABELS + 1) % CLASSES, LABELS)
