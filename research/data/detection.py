@@ -3,9 +3,9 @@
     data = dict(name="detection", reader="voc", path="bccd/", size=320, mosaic=0.5,
                 pipeline=("crop", "flip"), crop=dict(min_area=0.3))
 
-`reader` is a file of data/scenes. The `pipeline` names files of data/augment, each with a section
-of its own, in their order; its last image must be `size` x `size`. Evaluation sees the whole
-picture in a letterbox.
+`reader` is a file of data/scene_readers. The `pipeline` names files of data/augment, each with a
+section of its own, in their order; its last image must be `size` x `size`. Evaluation sees the
+whole picture in a letterbox.
 """
 
 import functools
@@ -17,11 +17,11 @@ import numpy as np
 
 from research.arguments import Count, Fraction, InputError, Size
 from research.data.augment import Change, compose, inside, letterbox, refuse_unused
+from research.data.image_readers import digest
 from research.data.images import NAMED, Pipeline, fit, pixels_of
 from research.data.mosaic import mosaic as make_mosaic
 from research.data.order import plain, sized
-from research.data.pictures import digest
-from research.data.scenes import Scenes
+from research.data.scene_readers import Scenes
 from research.data.source import Batch, RecordError, Source, make_source
 from research.lookup import find
 
@@ -82,7 +82,7 @@ def make(
     and sizes that do not fit.
     """
     refuse_unused(sections, pipeline, ("letterbox",))
-    splits = find("data.scenes", reader)(path)
+    splits = find("data.scene_readers", reader)(path)
     if split not in splits:
         raise InputError(f"data.path={path!r} has no split {split!r}; it has {', '.join(splits)}")
     scenes, train = splits[split](), split == "train"

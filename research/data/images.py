@@ -3,8 +3,9 @@
     data = dict(name="images", reader="folder", path="photos/", size=224,
                 pipeline=("crop", "flip"), crop=dict(min_area=0.2))
 
-`reader` is a file of data/pictures. The `pipeline` names files of data/augment, each with a section
-of its own, in their order; its last image must be `size` x `size`. Evaluation has one of its own.
+`reader` is a file of data/image_readers. The `pipeline` names files of data/augment, each with a
+section of its own, in their order; its last image must be `size` x `size`. Evaluation has one of
+its own.
 """
 
 import functools
@@ -15,9 +16,9 @@ import numpy as np
 
 from research.arguments import Count, Files, InputError, Rate, Size
 from research.data.augment import NO_BOXES, Change, compose, refuse_unused
+from research.data.image_readers import Pictures, choose, digest
 from research.data.media import decode_image
 from research.data.order import plain, sized
-from research.data.pictures import Pictures, choose, digest
 from research.data.source import Batch, Source, make_source
 from research.lookup import find
 
@@ -60,7 +61,7 @@ def make(
     that the pipeline leaves in another size, and sizes that do not fit.
     """
     refuse_unused(sections, pipeline, eval_pipeline)
-    splits = find("data.pictures", reader)(path, image, label)
+    splits = find("data.image_readers", reader)(path, image, label)
     found = choose(splits, split, held_out, path)
     train = split == "train"
     names = pipeline if train else eval_pipeline

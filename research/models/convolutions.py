@@ -87,7 +87,8 @@ class BatchNorm(nnx.Module):
             shifted = x - mean
             first, second = shifted.mean((0, 1, 2)), (shifted * shifted).mean((0, 1, 2))
             keep = self.momentum.value
-            old, (mean, variance) = (mean, variance), (mean + first, second - first * first)
+            old = mean, variance
+            mean, variance = mean + first, jnp.maximum(second - first * first, 0)
             unbiased = variance * (count / max(count - 1, 1))
             for name, before, now in (("mean", old[0], mean), ("variance", old[1], unbiased)):
                 moved = keep * before + (1 - keep) * now

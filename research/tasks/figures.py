@@ -38,7 +38,7 @@ def precision_recall(precision: np.ndarray, classes: Sequence[str]) -> Any:
     0.75 and 0.9."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(7.5, 5), dpi=120, layout="constrained")
     axes, recalls = figure.subplots(), np.linspace(0, 1, 101)
     there = np.flatnonzero((precision > -1).all((0, 1)))
     for number in there if len(there) <= MOST // 2 else ():
@@ -51,7 +51,7 @@ def precision_recall(precision: np.ndarray, classes: Sequence[str]) -> Any:
             axes.plot(recalls, mean, style, color="black", linewidth=1.6, label=name)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     if len(there):
-        axes.legend(frameon=False, fontsize=8)
+        figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     axes.grid(alpha=0.25)
     return figure
 

@@ -10,8 +10,8 @@ import pytest
 from research.arguments import InputError
 from research.data import detection
 from research.data.mosaic import mosaic
-from research.data.scenes import coco, digit_scenes, voc
-from tests.data.pictures import encoded, random_pixels
+from research.data.scene_readers import coco, digit_scenes, voc
+from tests.data.image_files import encoded, random_pixels
 
 CLASSES = ("ant", "bee", "cow")
 

@@ -6,7 +6,7 @@ import pytest
 from research.arguments import InputError
 from research.data import images
 from research.data.augment import compose
-from tests.data.pictures import CLASSES, encoded, giant_png, random_pixels, write_folder
+from tests.data.image_files import CLASSES, encoded, giant_png, random_pixels, write_folder
 
 DIGITS = dict(reader="digits", size=8, channels=1)
 

@@ -12,8 +12,8 @@ import pytest
 
 from research.arguments import InputError
 from research.data import images
-from research.data.pictures import choose, cifar, digits, folder, huggingface, mnist, tfds
-from tests.data.pictures import CLASSES, encoded, random_pixels, write_folder
+from research.data.image_readers import choose, cifar, digits, folder, huggingface, mnist, tfds
+from tests.data.image_files import CLASSES, encoded, random_pixels, write_folder
 
 
 def read(make, path, split, held_out=0.0):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from research.arguments import InputError
-from research.data.pictures import Pictures, Splits, digest, existing
+from research.data.image_readers import Pictures, Splits, digest, existing
 from research.data.unpack import members
 
 STEMS = {"train": "train", "test": "t10k"}

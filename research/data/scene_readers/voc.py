@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from research.arguments import InputError
-from research.data.pictures import ALSO, digest, existing
-from research.data.scenes import FileReader, Scenes
+from research.data.image_readers import ALSO, digest, existing
+from research.data.scene_readers import FileReader, Scenes
 
 DEEPEST = 50
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from research.arguments import InputError
-from research.data.pictures import Pictures, Splits, digest
+from research.data.image_readers import Pictures, Splits, digest
 from research.data.readers.huggingface import load
 from research.data.source import RecordError
 

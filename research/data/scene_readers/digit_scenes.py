@@ -12,8 +12,8 @@ import functools
 import numpy as np
 
 from research.data.augment import resized
-from research.data.pictures import digest, digits
-from research.data.scenes import Scenes
+from research.data.image_readers import digest, digits
+from research.data.scene_readers import Scenes
 
 SIDE, MOST, SMALLEST, LARGEST = 64, 5, 10, 24
 COUNTS = {"train": 512, "validation": 128}

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from research.arguments import InputError
-from research.data.pictures import Pictures, Splits, digest, existing, named, number_of
+from research.data.image_readers import Pictures, Splits, digest, existing, named, number_of
 from research.data.source import RecordError
 from research.data.unpack import members
 

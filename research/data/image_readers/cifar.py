@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from research.arguments import InputError
-from research.data.pictures import Pictures, Splits, digest, existing
+from research.data.image_readers import Pictures, Splits, digest, existing
 from research.data.unpack import members
 
 SIDE, BATCHES = 32, [f"data_batch_{number}" for number in range(1, 6)]

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from research.arguments import InputError
-from research.data.pictures import ALSO, digest, existing
-from research.data.scenes import FileReader, Scenes
+from research.data.image_readers import ALSO, digest, existing
+from research.data.scene_readers import FileReader, Scenes
 
 
 def make(path: str | None) -> dict:

@@ -16,7 +16,6 @@ from research.init_from import fresh_state
 from research.train import train
 from tests.test_families import SHORT, outcome
 
-pytest.importorskip("research.data.images")
 FAMILIES = ("mnist", "resnet_cifar", "resnet50_imagenet", "vit_imagenet")
 ONCE = ("mnist",)  # in every run of the tests; the others among the slow ones
 PARAMS = [name if name in ONCE else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]

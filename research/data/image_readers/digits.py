@@ -10,8 +10,8 @@ import functools
 
 import numpy as np
 
+from research.data.image_readers import Pictures, Splits, digest
 from research.data.media import package
-from research.data.pictures import Pictures, Splits, digest
 
 
 def make(path: str | None, image: str, label: str) -> Splits:
