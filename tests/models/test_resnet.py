@@ -91,6 +91,7 @@ def test_group_norm_is_its_formula(groups):
         )
 
 
+@pytest.mark.slow
 def test_with_group_norm_an_image_does_not_know_the_batch():
     model = resnet.make(**SMALL, norm="group", groups=4)
     variables = started(model)
@@ -100,6 +101,7 @@ def test_with_group_norm_an_image_does_not_know_the_batch():
     np.testing.assert_allclose(apply(IMAGES[:8])[0], apply(others)[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_block_begins_as_its_shortcut():
     arguments = dict(block="basic", norm="batch", groups=1)
     arguments |= dict(momentum=Number(0.9), norm_epsilon=Number(1e-5))
@@ -165,6 +167,7 @@ def test_numbers_may_be_tracers():
     assert (many[1] == 0).all() and (many[0] != 0).any()
 
 
+@pytest.mark.slow
 def test_micro_batches_move_the_running_moments_once():
     model = resnet.make(**SMALL)
     variables = started(model)
