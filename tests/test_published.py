@@ -50,13 +50,24 @@ PUBLISHED = {
     "nlp/t5.py:xxl": 11_135_332_352,
     # t5-base has 222,903,552; in every second layer 127 more experts and a router.
     "nlp/t5.py:switch_base": 222_903_552 + 12 * (127 * 2 * 768 * 3_072 + 768 * 128),
+    "vision/resnet50_imagenet.py:resnet50": 25_557_032,
+    "vision/resnet50_imagenet.py:resnet101": 44_549_160,
+    "vision/resnet50_imagenet.py:resnet152": 60_192_808,
+    # timm's, less the token for a class and its position, as the mean of the patches is taken.
+    "vision/vit_imagenet.py:ti16": 5_717_416 - 2 * 192,
+    "vision/vit_imagenet.py:s16": 22_050_664 - 2 * 384,
+    "vision/vit_imagenet.py:b16": 86_567_656 - 2 * 768,
+    "vision/vit_imagenet.py:l16": 304_326_632 - 2 * 1_024,
 }
+CLASSES = {"imagenet": 1_000, "coco": 80, "voc": 20}
 
 
 def load(spec):
     """The config with one device and the sizes that data would have decided."""
     config = config_lib.load(f"configs/{spec}").to_dict()
-    given = dict(vocab_size=300, context=64, labels=2, predictions=8, num_types=2, items=300)
+    given = dict(vocab_size=300, context=64, predictions=8, num_types=2, items=300)
+    given |= dict(channels=config["data"].get("channels", 3), size=224)
+    given["labels"] = next((n for name, n in CLASSES.items() if name in spec), 2)
     for section in ("model", "task"):
         values = config[section]
         config[section] = {k: given.get(k) if v is None else v for k, v in values.items()}
@@ -72,7 +83,9 @@ def shapes(spec):
 
 def count(run, params):
     """The parameters without the rows that pad the vocabulary."""
-    vocabulary = run.config.model.vocab_size
+    vocabulary = run.config.model.get("vocab_size")
+    if vocabulary is None:
+        return sum(leaf.size for leaf in params.values())
     total = 0
     for path, leaf in params.items():
         sizes = [vocabulary if size == padded_size(vocabulary) else size for size in leaf.shape]
