@@ -144,7 +144,7 @@ def refuse_other_numbers(info: dict, source: Source) -> None:
     for kind in ("items", "classes"):
         if info.get(kind) != source.info.get(kind):
             raise InputError(
-                f"the data has other {kind} than the run was trained with, whose numbers would "
+                f"the split has other {kind} than the run was trained with, whose numbers would "
                 "mean others; take data of the same"
             )
 

@@ -18,7 +18,7 @@ from research import config as config_lib
 from research.arguments import RunError
 from research.checkpoint import Checkpoints
 from research.checksum import checksums
-from research.evaluate import evaluate_split
+from research.evaluate import evaluate_split, refuse_other_numbers
 from research.init_from import fresh_state
 from research.lock import locked
 from research.log import Log
@@ -58,6 +58,7 @@ def train(
     run = build.build(config)
     config = run.config
     validation = build.make_source(config, config.eval.split)
+    refuse_other_numbers(run.source.info, validation)
     last = min(config.steps, stop_after or config.steps)
     with (
         Watchdog(config.guard.hang_after, folder) as watchdog,

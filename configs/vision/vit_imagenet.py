@@ -10,7 +10,7 @@ Command: anneal train --config=configs/vision/vit_imagenet.py --workdir=runs/vit
     --config.data.path=IMAGENET where IMAGENET holds train/CLASS/*.JPEG and validation/CLASS/*.JPEG.
     From published weights: --config.init_from=hf:FOLDER --config.model.pool=token
     --config.model.norm_epsilon=1e-12 --config.model.mean=0.5,0.5,0.5 --config.model.std=0.5,0.5,0.5
-Variants: ti16, s16, b16, l16 (arXiv:2010.11929, table 1), tiny (seconds, no file).
+Variants: ti16, s16 (arXiv:2012.12877), b16, l16 (arXiv:2010.11929), tiny (seconds, no file).
 """
 
 from typing import Literal
@@ -46,6 +46,7 @@ def imagenet(name: str) -> dict:
             name="images",
             reader="folder",
             path=None,
+            held_out=0.0,  # validation must be there, none of train is taken for it
             size=224,
             pipeline=("crop", "flip", "rand_augment"),
             crop=dict(min_area=0.05),
@@ -57,7 +58,7 @@ def imagenet(name: str) -> dict:
         # The paper's decay of 1e-4 is not multiplied by the rate, ours is: 1e-4 / 1e-3.
         optim=adamw(1e-3, warmup=10_000, final=0.0, decay=0.1, b2=0.999),
         eval=dict(every=5 * EPOCH),
-        checkpoint=dict(every=EPOCH, best="accuracy", best_mode="max"),
+        checkpoint=dict(every=EPOCH),
         log=dict(every=100),
     )
 

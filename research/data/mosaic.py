@@ -1,4 +1,4 @@
-"""Four pictures as one (arXiv:2004.10934, section 3.4): objects meet other surroundings and sizes.
+"""Four pictures as one (arXiv:2004.10934): objects meet other surroundings and sizes.
 
 Four cells meet at a point at random; each picture has its corner there, and is cut where its cell
 ends. The paper leaves sizes open: here the longer side of each is between half of the mosaic's

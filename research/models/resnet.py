@@ -4,7 +4,7 @@
     model = make(depth=20, labels=10, channels=3)         # CIFAR's, for 32 x 32 and the like
 
 v1.5 strides in the 3x3 convolution of a bottleneck, not in the 1x1 before it, which would throw
-away three of four inputs; all published weights of today have it. Blocks are not scanned: a scan
+away three of four inputs; most published weights have it. Blocks are not scanned: a scan
 over batch norms would lose their statistics. Shape suffixes: as in convolutions.py.
 """
 

@@ -90,7 +90,7 @@ class Layer(nnx.Module):
 
 class Partial(nnx.Module):
     """A cross-stage partial block: half of the channels pass `blocks` bottlenecks, all meet again.
-    Bottlenecks are added to their input in the backbone and not in the neck, as in YOLOX."""
+    Bottlenecks are added to their input in the backbone and not in the neck."""
 
     def __init__(self, ins: int, outs: int, blocks: int, residual: bool, **options: Any) -> None:
         half = outs // 2

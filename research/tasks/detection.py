@@ -1,8 +1,8 @@
 """Detection: boxes around the objects of images, and their classes.
 
 A batch holds image (b, h, w, 3), boxes (b, m, 4) as x1 y1 x2 y2 in pixels of that image, labels
-(b, m) with -1 for boxes of padding (and for crowds, which nothing is to be learned from), weight
-(b,), and in evaluation `turn` (b, batches), as data/questions.py makes it. A model gives what
+(b, m) with -1 for boxes of padding (no crowds: what they cover is background), weight (b,), and in
+evaluation `turn` (b, batches), as data/questions.py makes it. A model gives what
 models/yolo.py does: two heads, each with class logits and distributions of the distances to the
 four sides at every anchor point. Both are trained, with different assignments of points to objects
 (YOLOv10, arXiv:2405.14458, section 3.1): one-to-many learns from several points an object and
@@ -94,6 +94,7 @@ def make(
             own, exact = jnp.eye(len(weight_b)), dict(precision=jax.lax.Precision.HIGHEST)
             found = jnp.einsum("bn,bj,bkf->njkf", batch["turn"], own, found_bk6, **exact)
             metrics["_found"] = (found, weight)
+            metrics["_seen"] = (jnp.einsum("bn,bj->nj", batch["turn"], own, **exact), weight)
         return (total, weight), Aux(state, metrics)
 
     return Task(loss, report, figures={"precision_recall": draw_curves})
@@ -140,22 +141,31 @@ def distribution_focal(logits: Array, aim: Array) -> Array:
 
 def report(totals: dict[str, Any], info: dict) -> dict[str, float]:
     """Returns the average precision of a split by info["gold"] (any split but train)."""
-    gold = info.get("gold")
-    return {} if gold is None else average_precision(gold.coco, restored(totals, gold))
+    if info.get("gold") is None:
+        return {}
+    coco, found = restored(totals, info["gold"])
+    left_out = len(info["gold"].coco["images"]) - len(found)
+    return {"images_left_out": left_out} | average_precision(coco, found)
 
 
 def draw_curves(totals: dict[str, Any], info: dict) -> Any:
     """Returns a figure of precision over recall of a split; None without the right answers."""
-    gold = info.get("gold")
-    if gold is None:
+    if info.get("gold") is None:
         return None
-    precision, _ = judge(gold.coco, restored(totals, gold))
+    precision, _ = judge(*restored(totals, info["gold"]))
     return figures.precision_recall(precision[..., 0, -1], info["classes"])
 
 
-def restored(totals: dict[str, Any], gold: Any) -> np.ndarray:
-    """Returns the boxes found in each image of a split (n, k, 6), in pixels of the originals."""
+def restored(totals: dict[str, Any], gold: Any) -> tuple[dict[str, Any], np.ndarray]:
+    """Returns the right answers of the images that could be read, and the boxes found in each
+    (n, k, 6), in pixels of the originals."""
     found_nk6 = np.asarray(totals["_found"][0])
-    found_nk6 = found_nk6.reshape(-1, *found_nk6.shape[2:])[: len(gold.coco["images"])]
-    corners = [gold.restore(row, boxes[:, :4]) for row, boxes in enumerate(found_nk6)]
-    return np.concatenate([corners, found_nk6[..., 4:]], -1)
+    found_nk6 = found_nk6.reshape(-1, *found_nk6.shape[2:])
+    images = gold.coco["images"]
+    rows = np.flatnonzero(np.asarray(totals["_seen"][0]).reshape(-1)[: len(images)])
+    corners = [gold.restore(row, found_nk6[row, :, :4]) for row in rows.tolist()]
+    corners = np.reshape(corners, (len(rows), -1, 4))
+    ids = {images[row]["id"] for row in rows}
+    seen = [one for one in gold.coco["annotations"] if one["image_id"] in ids]
+    coco = gold.coco | dict(images=[images[row] for row in rows], annotations=seen)
+    return coco, np.concatenate([corners, found_nk6[rows, :, 4:]], -1)

@@ -56,17 +56,17 @@ def make(
         nll_b = -(smooth_bc * jax.nn.log_softmax(logits_bc)).sum(-1)
         total, guess_bc = weight_b.sum(), jax.nn.one_hot(logits_bc.argmax(-1), labels)
         right_b = (guess_bc * aim_bc).sum(-1)  # of a mixed image, the share of the label it names
-        metrics = {"accuracy": (right_b @ weight_b, total)}
+        metrics = {"accuracy": ((right_b * weight_b).sum(), total)}
         if not train:
             metrics["_calibration"] = (calibration(logits_bc, right_b, weight_b), total)
             if labels > TOP:
                 best = jax.lax.top_k(logits_bc, TOP)[1]
                 found_b = (best == batch["labels"][:, None]).any(-1)
-                metrics["top5"] = (found_b @ weight_b, total)
+                metrics["top5"] = ((found_b * weight_b).sum(), total)
             if labels <= CONFUSABLE:  # truth by guess
                 table = jnp.einsum("b,bc,bd->cd", weight_b, aim_bc, guess_bc)
                 metrics["_confusion"] = (table, total)
-        return (nll_b @ weight_b, total), Aux(state, metrics)
+        return ((nll_b * weight_b).sum(), total), Aux(state, metrics)
 
     drawn = {"confusion": figures.confusion} if labels <= CONFUSABLE else {}
     return Task(loss, report, figures=drawn)

@@ -360,3 +360,18 @@ def test_what_does_not_fit_is_refused_in_one_line(given, message):
 def test_the_readers_have_one_signature():
     for reader in (coco, voc, digit_scenes):
         assert list(inspect.signature(reader.make).parameters) == ["path"]
+
+
+def test_a_scene_of_validation_shares_no_ground_with_one_of_train():
+    train, validation = (digit_scenes.read(split) for split in ("train", "validation"))
+    corners = {train.read(number)[:2, :2].tobytes() for number in range(len(train.names))}
+    grounds = {validation.read(number)[:2, :2].tobytes() for number in range(64)}
+    assert len(grounds) == 64 and not corners & grounds
+
+
+def test_two_annotation_files_of_a_split_are_refused(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    for year in (2014, 2017):
+        (tmp_path / "annotations" / f"instances_train{year}.json").write_text("{}")
+    with pytest.raises(InputError, match="instances_train2014.json, instances_train2017.json"):
+        coco.make(str(tmp_path))

@@ -324,3 +324,20 @@ def test_images_of_tfds_are_read_without_tensorflow(tmp_path):
             tfds.make(path, *names)
     with pytest.raises(InputError, match="cannot be loaded"):
         tfds.make(str(tmp_path / "tiny"), "image", "label")
+
+
+def test_a_flat_split_and_a_folder_that_is_no_split_are_refused(tmp_path):
+    def put(name):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(encoded(random_pixels(4)))
+
+    for name in ("train/a/1.png", "train/b/1.png", ".cache/x/1.png", "__MACOSX/train/1.png"):
+        put(name)
+    assert folder.make(str(tmp_path), "image", "label")["train"]().classes == ["a", "b"]
+    put("val/1.png")
+    with pytest.raises(InputError, match="images of validation lie in no folder of a class"):
+        folder.make(str(tmp_path), "image", "label")
+    put("val/a/1.png")
+    put("devkit/tools/1.png")
+    with pytest.raises(InputError, match="devkit/ beside train/"):
+        folder.make(str(tmp_path), "image", "label")

@@ -198,28 +198,35 @@ def test_a_split_is_judged_whole_in_pixels_of_the_original_images():
         "params": {"one_to_one": head, "one_to_many": variables(rng, 5)["params"]["one_to_many"]}
     }
     task = detection.make(labels=3, detections=4, min_score=0.01)
-    loss = jax.jit(lambda v, b: task.loss(MODEL, v, b, None, False)[1].metrics["_found"])
-    total = 0
+    loss = jax.jit(lambda v, b: task.loss(MODEL, v, b, None, False)[1].metrics)
+    total = {"_found": 0, "_seen": 0}
     for turn in range(3):
         given = batch(rng, 2)
         at = np.array([2 * turn, 2 * turn + 1])
         given["image"][:] = np.minimum(at, 4)[:, None, None, None]
         given["weight"] = np.float32(at < 5)
         given["turn"] = given["weight"][:, None] * np.eye(3, dtype=np.float32)[turn]
-        total = total + np.asarray(loss(values, given)[0], float)
+        sums = loss(values, given)
+        total = {name: total[name] + np.asarray(sums[name][0], float) for name in total}
 
     def restore(row, boxes):
         boxes = (boxes - np.tile(place[row, 2:], 2)) / np.tile(place[row, :2], 2)
         return np.clip(boxes, 0, np.tile(sizes[row], 2))
 
     both = SimpleNamespace(coco=gold, restore=restore)
-    found = task.report({"_found": (total, 1.0)}, {"gold": both})
+    totals = {name: (table, 1.0) for name, table in total.items()}
+    found = task.report(totals, {"gold": both})
+    assert found.pop("images_left_out") == 0
     assert found["ap/a"] == 1 and found["ap/c"] == 1 and found["ap/b"] == pytest.approx(51 / 101)
     assert task.report({}, {"labels": 3}) == {}  # the train split
     boxes = [[*b["bbox"][:2], b["bbox"][0] + b["bbox"][2], b["bbox"][1] + b["bbox"][3], 0.9,
               b["category_id"]] for b in gold["annotations"]]  # fmt: skip
     boxes[4][5] = -1
     assert found == pytest.approx(average_precision(gold, np.array(boxes)[:, None]))
+    # The image of which nothing was found, had it been one that cannot be read, asks for nothing.
+    totals["_seen"][0][2, 0] = 0
+    fewer = task.report(totals, {"gold": both})
+    assert fewer["images_left_out"] == 1 and fewer["ap/b"] == 1
 
 
 def test_the_number_of_classes_is_needed():

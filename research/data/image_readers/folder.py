@@ -37,8 +37,7 @@ def make(path: str | None, image: str, label: str) -> Splits:
         sizes = {name: len(data) for name, data in held.items()}
     else:
         raise InputError(f"data.path={path!r} is no folder; give one, or {' '.join(ARCHIVES)}")
-    top = {name.split("/")[0] for name in sizes if "/" in name}
-    depth = 1 if "train" in top and all(named(name) for name in top) else 0
+    depth = _depth(root, [name for name in sizes if name.lower().endswith(SUFFIXES)])
     files: dict[str, list[str]] = {}
     ignored: dict[str, list[str]] = {}
     for name in sorted(sizes):
@@ -46,6 +45,9 @@ def make(path: str | None, image: str, label: str) -> Splits:
         split = named(parts[0]) if depth else "train"
         good = len(parts) > depth + 1 and name.lower().endswith(SUFFIXES)
         (files if good else ignored).setdefault(split or "train", []).append(name)
+    for split in ignored.keys() - files.keys() if depth else ():
+        if any(name.lower().endswith(SUFFIXES) for name in ignored[split]):
+            raise InputError(f"{root}: images of {split} lie in no folder of a class; sort them")
     if not files.get("train"):
         raise InputError(
             f"{root} has no image files as SPLIT/CLASS/FILE or CLASS/FILE; expected "
@@ -65,12 +67,24 @@ def make(path: str | None, image: str, label: str) -> Splits:
     return {split: functools.partial(open_split, split) for split in files}
 
 
+def _depth(root: Path, images: list[str]) -> int:
+    """Returns how many folders are above those of the classes: 1 where the first are splits."""
+    deep = {name.split("/")[0] for name in images if name.count("/") > 1}
+    if "train" not in deep:
+        return 0
+    top = {name.split("/")[0] for name in images if "/" in name}
+    strange = sorted(name for name in top if named(name) is None)
+    if strange:
+        raise InputError(f"{root} has {strange[0]}/ beside train/, and it is no split; move it out")
+    return 1
+
+
 def _walk(root: Path) -> dict[str, int]:
     """Returns the files below a folder and their sizes. A link to a file is followed: who made the
     folder could have put the file there; one to a folder is not, as it may lead around."""
     sizes = {}
     for folder, folders, files in os.walk(root):
-        folders.sort()
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and n != "__MACOSX")
         for name in files:
             path = Path(folder, name)
             if not name.startswith("."):

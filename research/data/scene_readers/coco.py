@@ -26,6 +26,9 @@ def make(path: str | None) -> dict:
     for split in ("train", "validation", "test"):
         for stem in (split, *ALSO.get(split, ())):
             files = [*sorted(root.glob(f"annotations/instances_{stem}*.json"))]
+            if len(files) > 1:
+                found = ", ".join(file.name for file in files)
+                raise InputError(f"{root}/annotations has {found}; leave one of them there")
             files += [root / f"{stem}.json", root / stem / "_annotations.coco.json"]
             file = next((file for file in files if file.is_file()), None)
             if file is not None and split not in splits:

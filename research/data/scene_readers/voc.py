@@ -5,7 +5,7 @@
 path/ImageSets/Main/SPLIT.txt lists the pictures of train, validation (val) and test,
 path/Annotations holds NAME.xml, path/JPEGImages the files they name. Classes are numbered in the
 order of their names, over all splits. Corners are taken as they stand. A box marked `difficult` is
-a crowd here: neither learned nor asked for.
+a crowd here: not asked for, and to training it is background.
 """
 
 import functools
@@ -38,7 +38,9 @@ def make(path: str | None) -> dict:
         for stem in (split, *ALSO.get(split, ())):
             file = root / "ImageSets" / "Main" / f"{stem}.txt"
             if file.is_file() and split not in lists:
-                lists[split] = [line.split()[0] for line in file.read_text().splitlines() if line]
+                lists[split] = [
+                    line.split()[0] for line in file.read_text().splitlines() if line.strip()
+                ]
     if "train" not in lists:
         raise InputError(f"{root} has no ImageSets/Main/train.txt; give a folder of VOC")
     # The classes are those of all splits, so every file is read, once.
