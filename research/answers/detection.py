@@ -10,7 +10,7 @@ from etils import epath
 
 from research.arguments import InputError
 from research.data.augment import NO_BOXES, letterbox
-from research.data.images import load
+from research.data.images import read
 from research.data.media import package
 from research.decode import boxes as decode_boxes
 
@@ -40,7 +40,7 @@ def make(
     def answer(variables: dict, info: dict, chosen: range, keys: jax.Array) -> list[dict]:
         results = []
         for number in chosen:
-            pixels = load(prompts[number], data.size, 3, _as_it_is)
+            pixels = read(prompts[number], 3)
             image, _ = boxed(pixels, NO_BOXES, np.random.default_rng(0))
             found = np.asarray(find(variables, image[None]))
             found = found[found[:, 5] >= 0]
@@ -61,10 +61,6 @@ def make(
         return results
 
     return answer
-
-
-def _as_it_is(image: np.ndarray, boxes: np.ndarray, random: Any) -> tuple[np.ndarray, np.ndarray]:
-    return image, boxes
 
 
 def draw(

@@ -91,14 +91,19 @@ def load(
 
     Raises InputError for a file that cannot be read.
     """
+    change = pipeline or compose(("center_crop",), {"center_crop": dict(size=size)}, size)
+    return change(read(given, channels), NO_BOXES, np.random.default_rng(0))[0]
+
+
+def read(given: str | Path | bytes, channels: int) -> np.ndarray:
+    """Returns an image file, or its bytes, as it is: uint8 (h, w, channels). Raises InputError for
+    a file that cannot be read."""
     name = "the image" if isinstance(given, bytes) else str(given)
     try:
         data = given if isinstance(given, bytes) else Path(given).expanduser().read_bytes()
     except OSError as error:
         raise InputError(f"{name} cannot be read ({error.strerror}); give an image file") from None
-    change = pipeline or compose(("center_crop",), {"center_crop": dict(size=size)}, size)
-    pixels = decode_image(data, name=name, channels=channels)
-    return change(pixels, NO_BOXES, np.random.default_rng(0))[0]
+    return decode_image(data, name=name, channels=channels)
 
 
 def pixels_of(given: bytes | np.ndarray, name: str, channels: int) -> np.ndarray:
