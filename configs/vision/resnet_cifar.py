@@ -10,7 +10,7 @@ Expected: errors of the paper on the test set, one run: 20 layers 8.75 %, 32 7.5
     6.97 %, 110 6.43 % (of five runs 6.61 +- 0.16), on two GPUs of 2015. No number of our own
     yet.
 Command: anneal train --config=configs/vision/resnet_cifar.py:resnet20 --workdir=runs/cifar
-    --config.data.path=cifar-10-python.tar.gz
+    --config.data.path=cifar-10-binary.tar.gz
 Variants: resnet20, resnet32, resnet44, resnet56, resnet110, tiny (seconds, no file).
 """
 

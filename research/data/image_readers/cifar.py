@@ -1,17 +1,14 @@
-"""CIFAR-10 and CIFAR-100, as their authors distribute them: the Python and the binary version.
+"""CIFAR-10 and CIFAR-100 in the binary version of their authors.
 
-    data = dict(name="images", reader="cifar", path="cifar-10-python.tar.gz", size=32)
+    data = dict(name="images", reader="cifar", path="cifar-10-binary.tar.gz", size=32)
 
 `path` is the archive or the folder. Of CIFAR-100 the 100 fine classes are taken. The Python version
-is pickles: they are read without running anything that is in them.
+holds the same images as pickles, which may run programs when they are read: it is refused.
 """
 
 import functools
-import io
-import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,15 +22,12 @@ BINARY = {
     "CIFAR-10": ([f"{name}.bin" for name in BATCHES], ["test_batch.bin"], "batches.meta.txt", 1),
     "CIFAR-100": (["train.bin"], ["test.bin"], "fine_label_names.txt", 2),
 }
-PICKLED = {
-    "CIFAR-10": (BATCHES, ["test_batch"], "batches.meta", "label_names", "labels"),
-    "CIFAR-100": (["train"], ["test"], "meta", "fine_label_names", "fine_labels"),
-}
+PICKLED = ({"batches.meta", "test_batch"}, {"meta", "train", "test"})
 
 
 def make(path: str | None, image: str, label: str) -> Splits:
-    """Returns train (50,000) and test (10,000). Raises InputError where the files of neither
-    version are all there, and for files that are something else."""
+    """Returns train (50,000) and test (10,000). Raises InputError for the Python version, where
+    files are missing, and for files that are something else."""
     root = existing(path, "the folder or the archive of CIFAR-10 or CIFAR-100")
     if root.is_dir():
         files = {file.name: file.read_bytes for file in sorted(root.rglob("*")) if file.is_file()}
@@ -44,15 +38,14 @@ def make(path: str | None, image: str, label: str) -> Splits:
             classes = files[meta]().decode().split()
             read = functools.partial(_binary, root, files, skip)
             return _splits(read, classes, train, test)
-    for train, test, meta, names, labels in PICKLED.values():
-        if files.keys() >= {*train, *test, meta}:
-            held = _unpickle(files[meta](), f"{root}/{meta}")
-            classes = [str(name) for name in held.get(names, [])]
-            read = functools.partial(_pickled, root, files, labels)
-            return _splits(read, classes, train, test)
+    if any(files.keys() >= names for names in PICKLED):
+        raise InputError(
+            f"{root} is the Python version, whose pickles may run programs; take the binary one "
+            "(cifar-10-binary.tar.gz, cifar-100-binary.tar.gz)"
+        )
     raise InputError(
-        f"{root} lacks files of CIFAR-10 (data_batch_1 to 5, test_batch, batches.meta; or .bin) or "
-        "CIFAR-100 (train, test, meta); get the whole archive"
+        f"{root} lacks files of CIFAR-10 (data_batch_1.bin to 5, test_batch.bin, batches.meta.txt) "
+        "or CIFAR-100 (train.bin, test.bin, fine_label_names.txt); get the whole archive"
     )
 
 
@@ -83,64 +76,3 @@ def _binary(root: Path, files: dict, skip: int, name: str) -> tuple[np.ndarray, 
         raise InputError(f"{root}/{name} has {len(data)} bytes, no multiple of {size}; replace it")
     rows = np.frombuffer(data, np.uint8).reshape(-1, size)
     return rows[:, skip - 1], rows[:, skip:]
-
-
-def _pickled(root: Path, files: dict, key: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    where = f"{root}/{name}"
-    held = _unpickle(files[name](), where)
-    pixels = getattr(held.get("data"), "values", None)
-    labels = np.array(held.get(key) or [-1])
-    if pixels is None or pixels.shape != (len(labels), 3 * SIDE * SIDE) or labels.min() < 0:
-        raise InputError(f"{where} holds no images and {key} of CIFAR; replace it")
-    return labels, pixels
-
-
-class _Array:
-    """Stands for numpy's array in a pickle: takes bytes, and nothing else of numpy is reached."""
-
-    values: np.ndarray
-
-    def __setstate__(self, state: tuple) -> None:
-        _, shape, dtype, is_fortran, data = state
-        if dtype.kind not in ("u1", b"u1") or is_fortran:
-            raise ValueError("it has an array of other than bytes")
-        data = data.encode("latin1") if isinstance(data, str) else data
-        self.values = np.frombuffer(data, np.uint8).reshape(shape)
-
-
-class _Kind:
-    """Stands for numpy's dtype in a pickle."""
-
-    def __init__(self, kind: Any = None, *_: Any) -> None:
-        self.kind = kind
-
-    def __setstate__(self, state: Any) -> None:
-        """What else a dtype has does not matter for bytes."""
-
-
-class _Unpickler(pickle.Unpickler):
-    KNOWN = {
-        ("numpy", "_reconstruct"): lambda *_: _Array(),
-        ("numpy", "ndarray"): _Array,
-        ("numpy", "dtype"): _Kind,
-        ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # how Python 3 stores bytes
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Returns what stands for a name; all but a few are refused."""
-        known = self.KNOWN.get((module.split(".")[0], name))
-        if known is None:
-            raise ValueError(f"it would call {module}.{name}")
-        return known
-
-
-def _unpickle(data: bytes, where: str) -> dict:
-    try:
-        held = _Unpickler(io.BytesIO(data), encoding="latin1").load()
-        if not isinstance(held, dict):
-            raise ValueError("it holds no dict")
-        return held
-    except Exception as error:  # whatever a torn or a foreign pickle leads to
-        reason = " ".join(str(error).split()) or type(error).__name__
-        advice = "replace it, or take the binary version"
-        raise InputError(f"{where} is not a file of CIFAR ({reason}); {advice}") from None
