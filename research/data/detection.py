@@ -25,6 +25,8 @@ from research.data.scene_readers import Scenes
 from research.data.source import Batch, RecordError, Source, make_source
 from research.lookup import find
 
+CROWD = -2  # the label of a box in which nothing is learned to be background (tasks/detection.py)
+
 
 class Gold(NamedTuple):
     """What boxes are judged by: the annotations as COCO's JSON has them, in pixels of the pictures
@@ -66,14 +68,15 @@ def make(
     **sections: dict,
 ) -> Source:
     """Returns batches of image (batch, size, size, 3) uint8, boxes (batch, max_boxes, 4) float32,
-    x1 y1 x2 y2 in pixels of that image, labels (batch, max_boxes) int32, -1 where there is no box,
-    and weight (batch,) float32; of any split but train also `turn` (batch, num_batches), which says
-    in which batch of the pass a row is.
+    x1 y1 x2 y2 in pixels of that image, labels (batch, max_boxes) int32, -1 where there is no box
+    and -2 of a crowd, and weight (batch,) float32; of any split but train also `turn` (batch,
+    num_batches), which says in which batch of the pass a row is.
 
     A share of `mosaic` of the pictures of training are four of them, but from the epoch on that
     step `mosaic_stop` is in. `scales` and `progressive` are those of images.py. Of more than
-    `max_boxes` the largest stay. A picture that cannot be read, or is not as large as its
-    annotation says, is an error that names it, or up to `skip_budget` are left out, with weight 0.
+    `max_boxes` the largest stay, crowds last. A picture that cannot be read, or is not as large as
+    its annotation says, is an error that names it, or up to `skip_budget` are left out, with weight
+    0.
 
     info: labels, the number of classes, and classes, their names; of the split, images, boxes,
     crowds, and by number and some names what is odd: boxes without area, and outside of their
@@ -122,15 +125,17 @@ def _clean(scenes: Scenes, max_boxes: int) -> tuple[list[np.ndarray], dict[str, 
         scenes.names, scenes.boxes, scenes.crowds, scenes.sizes, strict=True
     ):
         good = has_area(boxes)
-        cut = inside(boxes[good & ~crowd], height, width)
+        cut, within = (inside(boxes[good & x], height, width) for x in (~crowd, crowd))
+        within[:, 4] = CROWD
         low, high = boxes[good, :2], boxes[good, 2:4]
         beyond = (low < 0).any(axis=1) | (high > np.array([width, height])).any(axis=1)
         odd["no_area"] += [name] * int((~good).sum())
         odd["outside"] += [name] * int(beyond.sum())
         odd["without_boxes"] += [] if len(cut) else [name]
         odd["too_many"] += [name] if len(cut) > max_boxes else []
-        kept.append(cut)
-    counts = np.bincount(np.concatenate(kept)[:, 4].astype(int), minlength=len(scenes.classes))
+        kept.append(np.concatenate([cut, within]))
+    labels = np.concatenate(kept)[:, 4].astype(int)
+    counts = np.bincount(labels[labels >= 0], minlength=len(scenes.classes))
     info = dict(labels=len(scenes.classes), classes=scenes.classes, images=len(kept))
     info |= dict(boxes=int(counts.sum()), crowds=int(sum(map(np.sum, scenes.crowds))))
     info["absent"] = [n for n, x in zip(scenes.classes, counts, strict=True) if not x]
@@ -202,7 +207,8 @@ def _row(
     image, boxes = change(image, boxes, random)
     if len(boxes) > plan.max_boxes:
         areas = (boxes[:, 2:4] - boxes[:, :2]).prod(axis=1)
-        boxes = boxes[np.sort(np.argsort(-areas, kind="stable")[: plan.max_boxes])]
+        order = np.lexsort((-areas, boxes[:, 4] == CROWD))  # objects before crowds
+        boxes = boxes[np.sort(order[: plan.max_boxes])]
     padded, labels = (
         np.zeros((plan.max_boxes, 4), np.float32),
         np.full(plan.max_boxes, -1, np.int32),

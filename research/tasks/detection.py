@@ -1,8 +1,9 @@
 """Detection: boxes around the objects of images, and their classes.
 
 A batch holds image (b, h, w, 3), boxes (b, m, 4) as x1 y1 x2 y2 in pixels of that image, labels
-(b, m) with -1 for boxes of padding (no crowds: what they cover is background), weight (b,), and in
-evaluation `turn` (b, batches), as data/questions.py makes it. A model gives what
+(b, m) with -1 for boxes of padding and -2 for crowds, weight (b,), and in evaluation `turn` (b,
+batches), as data/questions.py makes it. Points inside a crowd that have no object learn nothing:
+there are objects, but nobody said where. A model gives what
 models/yolo.py does: two heads, each with class logits and distributions of the distances to the
 four sides at every anchor point. Both are trained, with different assignments of points to objects
 (YOLOv10, arXiv:2405.14458, section 3.1): one-to-many learns from several points an object and
@@ -41,6 +42,7 @@ from research.tasks.average_precision import average_precision, judge
 
 Array = jax.Array
 HEADS = ("one_to_many", "one_to_one")
+CROWD = -2  # as in data/detection.py
 SMALL = 1e-9  # a mean over scores is 0 where there are none
 
 
@@ -119,6 +121,9 @@ def head_losses(
     label_ba = jnp.take_along_axis(labels_bm, own_ba, axis=1)
     aim_bac = score_ba[..., None] * jax.nn.one_hot(label_ba, logits_bac.shape[-1])
     entropy_bac = jax.nn.softplus(logits_bac) - aim_bac * logits_bac
+    crowd_bma = (boxes_lib.to_distances(points_a2, truth_bm4[:, :, None]) > 0).all(-1)
+    crowd_ba = (crowd_bma & (labels_bm == CROWD)[..., None]).any(1)
+    entropy_bac = jnp.where((crowd_ba & (object_ba < 0))[..., None], 0.0, entropy_bac)
     aim_ba4 = boxes_lib.to_distances(points_a2, truth_ba4) / strides_a[:, None]
     spread_ba = distribution_focal(bins_ba4r, aim_ba4).mean(-1)
     return {

@@ -143,7 +143,7 @@ def test_what_is_odd_is_counted_named_and_said(tmp_path, capsys):
     for text in ("2 boxes have no area .*: 0.png", "no box of cow", "1 pictures have more than"):
         assert re.search(text, said)
     (batch,) = source.batches()
-    assert batch["labels"].tolist() == [[0, -1], [-1, -1], [0, 1], [-1, -1]]  # the largest two
+    assert batch["labels"].tolist() == [[0, -1], [-1, -1], [0, 1], [-2, -1]]  # the largest two
     np.testing.assert_allclose(batch["boxes"][0, 0], [0, 14, 5, 22])  # cut at the edge
     kept = source.gold.coco["annotations"]
     assert len(kept) == 5 and [one["iscrowd"] for one in kept] == [0, 0, 0, 0, 1]
@@ -227,7 +227,7 @@ def test_voc_is_read_and_difficult_boxes_are_crowds(tmp_path):
     source = make("validation", reader="voc", path=str(tmp_path), size=40, max_boxes=3, batch=1)
     (batch,) = source.batches()
     assert source.info["classes"] == ["ant", "bee"] and source.info["crowds"] == 1
-    assert batch["labels"].tolist() == [[1, -1, -1]]
+    assert batch["labels"].tolist() == [[1, -2, -1]]
     np.testing.assert_allclose(batch["boxes"][0, 0], [2, 13, 12, 23])
     assert [one["iscrowd"] for one in source.gold.coco["annotations"]] == [0, 1]
     assert make(reader="voc", path=str(tmp_path)).info["images"] == 2

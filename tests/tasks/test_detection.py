@@ -76,7 +76,9 @@ def slow_loss(head, given, count):
         chances = 1 / (1 + np.exp(-logits))
         owner, score = slow_assign(chances, found, POINTS, truth, labels, count, 0.5, 6.0)
         for a in range(len(POINTS)):
-            for c in range(CLASSES):
+            within = [label == -2 and (POINTS[a] > b[:2]).all() and (POINTS[a] < b[2:]).all()
+                      for b, label in zip(truth, labels, strict=True)]  # fmt: skip
+            for c in range(CLASSES if owner[a] >= 0 or not any(within) else 0):
                 aim = score[a] if owner[a] >= 0 and labels[owner[a]] == c else 0.0
                 p = chances[a, c]
                 parts[0] -= aim * np.log(p) + (1 - aim) * np.log(1 - p)
@@ -96,6 +98,7 @@ def slow_loss(head, given, count):
 def test_the_loss_is_that_of_a_slow_loop():
     rng = np.random.default_rng(0)
     values, given = variables(rng), batch(rng)
+    given["labels"][0, 0], given["boxes"][0, 0] = detection.CROWD, [5, 5, 50, 40]
     found = numbers(values, given)
     objects = (given["labels"] >= 0).sum(-1)
     assert found["loss"][1] == objects[:3].sum() + 1
@@ -122,6 +125,20 @@ def test_boxes_of_padding_and_their_order_change_nothing():
     for other in (padded, mixed):
         for name, pair in numbers(values, other).items():
             np.testing.assert_allclose(pair, expected[name], rtol=1e-6, err_msg=name)
+
+
+def test_what_is_said_inside_a_crowd_changes_nothing_where_no_object_is():
+    rng = np.random.default_rng(7)
+    values, given = variables(rng), batch(rng)
+    given["boxes"][-1, 0], given["labels"][-1, 0] = [10, 10, 40, 50], detection.CROWD
+    within = np.flatnonzero(((POINTS > [10, 10]) & (POINTS < [40, 50])).all(-1))
+    louder = jax.tree.map(lambda x: x, values)
+    for head in louder["params"].values():
+        head["classes"] = head["classes"].at[-1, within].add(5)
+    before, after = (numbers(v, given)["loss"] for v in (values, louder))
+    np.testing.assert_array_equal(before, after)
+    given["labels"][-1, 0] = -1
+    assert numbers(louder, given)["loss"][0] > numbers(values, given)["loss"][0]
 
 
 def test_batches_add_and_images_of_padding_count_nothing():

@@ -5,7 +5,7 @@
 path/ImageSets/Main/SPLIT.txt lists the pictures of train, validation (val) and test,
 path/Annotations holds NAME.xml, path/JPEGImages the files they name. Classes are numbered in the
 order of their names, over all splits. Corners are taken as they stand. A box marked `difficult` is
-a crowd here: not asked for, and to training it is background.
+a crowd here: neither learned nor asked for.
 """
 
 import functools
