@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from research.arguments import InputError, nearest
+from research.data.source import RecordError
 
 ALSO = {"validation": ("val", "valid", "dev")}  # what a split is also called
 
@@ -26,6 +27,20 @@ class Pictures(NamedTuple):
     classes: list[str]
     fingerprint: str  # changes when a picture does
     ignored: tuple[str, ...] = ()  # files that lie there and are no pictures
+
+
+class FileReader(NamedTuple):
+    """Reads image file number `index`."""
+
+    root: Path
+    names: list[str]
+
+    def __call__(self, index: int) -> bytes:
+        path = self.root / self.names[index]
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise RecordError(f"{path} cannot be read ({error.strerror})") from None
 
 
 Splits = dict[str, Callable[[], Pictures]]

@@ -14,8 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from research.arguments import InputError
-from research.data.image_readers import Pictures, Splits, digest, existing, named, number_of
-from research.data.source import RecordError
+from research.data.image_readers import (
+    FileReader,
+    Pictures,
+    Splits,
+    digest,
+    existing,
+    named,
+    number_of,
+)  # fmt: skip
 from research.data.unpack import members
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
@@ -59,7 +66,7 @@ def make(path: str | None, image: str, label: str) -> Splits:
         names = files[split]
         labels = [number_of(classes, n.split("/")[depth], f"{root}/{n}") for n in names]
         print_ = digest(classes, [(name, sizes[name]) for name in names])
-        read = _Reader(root, names, {name: held[name] for name in names} if held else None)
+        read = [held[name] for name in names].__getitem__ if held else FileReader(root, names)
         return Pictures(
             names, read, np.array(labels, np.int32), classes, print_, tuple(ignored.get(split, ()))
         )
@@ -105,17 +112,3 @@ def _without_top(held: dict[str, bytes]) -> dict[str, bytes]:
     if len(tops) != 1 or named(*tops) or not all(name.count("/") > 1 for name in held):
         return held
     return _without_top({name.partition("/")[2]: data for name, data in held.items()})
-
-
-class _Reader:
-    """Reads file number `index`, from memory or from disk."""
-
-    def __init__(self, root: Path, names: list[str], held: dict[str, bytes] | None) -> None:
-        self.root, self.names, self.held = root, names, held
-
-    def __call__(self, index: int) -> bytes:
-        name = self.names[index]
-        try:
-            return (self.root / name).read_bytes() if self.held is None else self.held[name]
-        except OSError as error:
-            raise RecordError(f"{self.root / name} cannot be read ({error.strerror})") from None

@@ -5,12 +5,9 @@ counts those that are none.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-
-from research.data.source import RecordError
 
 
 class Scenes(NamedTuple):
@@ -24,17 +21,3 @@ class Scenes(NamedTuple):
     areas: list[np.ndarray]  # float32 (n,) each: what small, medium and large are judged by
     classes: list[str]
     fingerprint: str  # changes when a box does
-
-
-class FileReader(NamedTuple):
-    """Reads image file number `index`."""
-
-    root: Path
-    names: list[str]
-
-    def __call__(self, index: int) -> bytes:
-        path = self.root / self.names[index]
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise RecordError(f"{path} cannot be read ({error.strerror})") from None

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from research.arguments import InputError
-from research.data.image_readers import ALSO, digest, existing
-from research.data.scene_readers import FileReader, Scenes
+from research.data.image_readers import ALSO, FileReader, digest, existing
+from research.data.scene_readers import Scenes
 
 DEEPEST = 50
 
