@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -47,14 +48,14 @@ def export(
     path = workdir.epath.Path(folder) / "tokenizer.json"
     tokenizer = tokenizer_lib.load(path) if path.exists() else None
     with jax.set_mesh(run.mesh):
-        variables, *_ = restore_weights(folder, run, step, weights)
+        variables, _, info = restore_weights(folder, run, step, weights)
     if config.lora.rank is not None:
         params = merged(variables, config.lora.rank, config.lora.alpha)
     else:
         params = tree.merge(variables["params"], variables["frozen"].get("params", {}))
     params = with_moments(params, variables["model_state"])
-    size = config.data.get("size")
-    return write_folder(place, config.model.to_dict(), params, dtype, tokenizer, size)
+    model, data = config.model.to_dict(), config.data.to_dict()
+    return write_folder(place, model, params, dtype, tokenizer, data, info.get("classes"))
 
 
 def with_moments(params: dict, model_state: dict) -> dict:
@@ -79,19 +80,24 @@ def write_folder(
     params: dict,
     dtype: str = "fp32",
     tokenizer: tokenizer_lib.Tokenizer | None = None,
-    size: int | None = None,
+    data: Mapping[str, Any] = MappingProxyType({}),
+    classes: Sequence[str] | None = None,
 ) -> list[str]:
     """Writes the parameters of a config.model (scanned or not) to a new folder that transformers
     reads, and returns the names of its files; errors as for `export`. One tensor after the other
-    goes through the host. `params` hold moments too (with_moments), `size` is that of images."""
+    goes through the host. `params` hold moments too (with_moments); config.data says how images
+    are evaluated, `classes` are names."""
     config, table = interop.describe(model, shapes_of(params))
     config["dtype"] = config["torch_dtype"] = {"fp32": "float32", "bf16": "bfloat16"}[dtype]
+    if classes is not None and len(config.get("id2label", ())) == len(classes):
+        config["id2label"] = {str(number): name for number, name in enumerate(classes)}
+        config["label2id"] = {name: number for number, name in enumerate(classes)}
     end = None if tokenizer is None else tokenizer.end
     config["bos_token_id"] = config["eos_token_id"] = end
     if tokenizer is not None and "decoder_start_token_id" in config:
         # Rows that are done are filled with it: no text, as 0 would be of our own tokenizers.
         config["decoder_start_token_id"] = config["pad_token_id"] = tokenizer.start
-    files = {"config.json": config} | _tokenizer_files(tokenizer, model) | _image_files(model, size)
+    files = {"config.json": config} | _tokenizer_files(tokenizer, model) | _image_files(model, data)
     refuse_output(output)
     part = output.with_name(f"{output.name}.part")  # becomes the folder when it is whole
     try:
@@ -137,15 +143,22 @@ def reader(params: dict) -> Callable[[str], np.ndarray]:
     return read
 
 
-def _image_files(model: Mapping[str, Any], size: int | None) -> dict[str, Any]:
-    """The file that says how images become pixels: resized to a square, by the model's mean and
-    std."""
+def _image_files(model: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """The file that says how images become pixels: as in evaluation, the middle of them, where that
+    takes it, or the whole squeezed to a square; then by the model's mean and std."""
     if "channels" not in model:
         return {}
     mean, std = pixel_statistics(model["channels"], model.get("mean"), model.get("std"))
-    side = model.get("size") or size or 224
-    described = dict(image_processor_type="ViTImageProcessor", do_resize=True, do_rescale=True)
-    described |= dict(size=dict(height=side, width=side), resample=2, rescale_factor=1 / 255)
+    side = model.get("size") or data.get("size") or 224
+    described = dict(image_processor_type="ViTImageProcessor", size=dict(height=side, width=side))
+    if data.get("eval_pipeline") == ("center_crop",):
+        # They crop what is resized, we resize what is cropped: the same part to a pixel.
+        shorter = round(side / data["center_crop"]["share"])
+        described = dict(image_processor_type="BitImageProcessor", size=dict(shortest_edge=shorter))
+        described |= dict(do_center_crop=True, crop_size=dict(height=side, width=side))
+    elif data.get("eval_pipeline") not in (None, ("resize",)):
+        hosts.warn("preprocessor_config.json squeezes images to a square; evaluation does more")
+    described |= dict(do_resize=True, resample=2, do_rescale=True, rescale_factor=1 / 255)
     described |= dict(do_normalize=True, image_mean=mean, image_std=std)
     return {"preprocessor_config.json": described}
 

@@ -161,11 +161,12 @@ def _some(paths: Iterable[str]) -> str:
 def compare(run: build.Run, wanted: dict[str, Any], plan: Plan, origin: Origin) -> list[str]:
     """Returns what differs and may, in sentences. Raises InputError for a parameter of another
     shape there, and for a model that would compute something else with the same parameters."""
-    here, there = run.config.model.to_dict(), origin.model
+    here, there = run.config.model.to_dict(), dict(origin.model)
     same = here["name"] == there["name"]
-    if "mean" in here:  # None is a choice there
-        pixels = pixel_statistics(here["channels"], here["mean"], here["std"])
-        here["mean"], here["std"] = pixels
+    for model in (here, there):
+        if "mean" in model and model.get("channels"):  # None is a choice there
+            pixels = pixel_statistics(model["channels"], model["mean"], model["std"])
+            model["mean"], model["std"] = pixels
     differs = [key for key in there if there[key] != here.get(key) and key not in FREE and same]
     advice = " ".join(f"--config.model.{k}={there[k]}" for k in differs if there[k] is not None)
     advice = f"set {advice}" if advice else "change config.model"
@@ -198,6 +199,11 @@ def compare(run: build.Run, wanted: dict[str, Any], plan: Plan, origin: Origin) 
         for key in differs
         if key in SAID
     ]
+    if same and "mean" in here and "mean" not in there:
+        notes.append(
+            f"{origin.name} does not say how its pixels are scaled; they are by "
+            f"config.model.mean={here['mean']} and std={here['std']}"
+        )
     mine = run.source.info.get("tokenizer_fingerprint") if run.source is not None else None
     if takes_tokens and mine and origin.tokenizer not in (None, mine):
         notes.append(

@@ -1,13 +1,15 @@
 """ResNet and ViT: as test_families.py, with running moments, and with what pixels are."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
-from research import export, interop, tensor_files, tree
+from research import export, init_from, interop, tensor_files, tree
 from research.arguments import InputError
 from tests.interop.small import IMAGES, folder, frozen, keywords, make
 from tests.interop.test_families import edit, equal
@@ -103,6 +105,35 @@ def test_what_pixels_are_travels(family, tmp_path):
         interop.load(str(tmp_path / "hf"))
     path.unlink()
     assert "mean" not in interop.load(str(tmp_path / "hf")).model
+
+
+def test_what_pixels_are_is_compared_as_the_models_take_it_and_said_where_nobody_says_it():
+    model = keywords("vit")
+    config = SimpleNamespace(model=ml_collections.FrozenConfigDict(model))
+    run = SimpleNamespace(config=config, model=make(model), source=None)
+
+    def notes(**there):
+        origin = SimpleNamespace(name="RUN", model=there, shapes={}, tokenizer=None)
+        return init_from.compare(run, {}, {}, origin)
+
+    assert notes(**model) == []  # a run that left mean and std to the model, too
+    (note,) = notes(**model | dict(mean=(0.5, 0.5, 0.5)))
+    assert note.startswith("config.model.mean=(0.485, 0.456, 0.406), but RUN was trained with")
+    (note,) = notes(**{key: value for key, value in model.items() if key not in ("mean", "std")})
+    assert "RUN does not say how its pixels are scaled" in note
+
+
+def test_an_exported_folder_names_the_classes_and_sees_the_part_that_evaluation_sees(tmp_path):
+    model, params = keywords("vit"), frozen("vit")[0]
+    classes = [f"kind {number}" for number in range(model["labels"])]
+    data = dict(eval_pipeline=("center_crop",), center_crop=dict(share=0.75))
+    export.write_folder(tmp_path / "hf", model, params, data=data, classes=classes)
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert list(config["id2label"].values()) == list(config["label2id"]) == classes
+    said = json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())
+    assert (said["size"], said["do_center_crop"]) == (dict(shortest_edge=32), True)
+    assert said["crop_size"] == dict(height=24, width=24)
+    assert interop.load(str(tmp_path / "hf")).model["labels"] == len(classes)
 
 
 UNSUPPORTED = {
