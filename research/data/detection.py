@@ -94,7 +94,7 @@ def make(
     boxes, info = _clean(scenes, max_boxes)
     order, sizes = plain(len(boxes), batch, seed, train), (size,)
     if train and (scales or progressive):
-        order, sizes = sized(order, scales, progressive, seed)
+        order, sizes = sized(order, scales, progressive, size, seed)
     epochs = float("inf") if mosaic_stop is None else mosaic_stop * batch // len(boxes)
     turns = 0 if train else order.num_batches
     share = mosaic if train else 0.0
@@ -114,7 +114,10 @@ def make(
     forms = [dict(image=(one, one, 3), boxes=(max_boxes, 4), labels=(max_boxes,)) for one in sizes]
     forms = [form | dict(weight=()) | ({} if train else dict(turn=(turns,))) for form in forms]
     care = dict(split=split, batch=batch, seed=seed, workers=workers, skip_budget=skip_budget)
-    source = make_source(rows, len(boxes), forms, info, None, order=order, **care)
+    whole = compose(("letterbox",), sections, size)
+    judged = functools.partial(_row, plan._replace(mosaic=0.0), whole, size, sizes[-1])
+    care |= dict(order=order, judged=judged)
+    source = make_source(rows, len(boxes), forms, info, None, **care)
     return source if train else source._replace(gold=_gold(scenes, size))
 
 

@@ -19,7 +19,7 @@ from research.data.augment import NO_BOXES, Change, compose, refuse_unused
 from research.data.image_readers import Pictures, choose, digest
 from research.data.media import decode_image
 from research.data.order import plain, sized
-from research.data.source import Batch, Source, make_source
+from research.data.source import Batch, Row, Source, make_source
 from research.lookup import find
 
 NAMED = 10  # files in info
@@ -67,19 +67,20 @@ def make(
     names = pipeline if train else eval_pipeline
     order, sizes = plain(len(found.labels), batch, seed, train), (size,)
     if train and (scales or progressive):
-        order, sizes = sized(order, scales, progressive, seed)
-    rows = [
-        functools.partial(
-            _row, found, path, compose(names, sections, one), one, sizes[-1], channels
-        )
-        for one in sizes
-    ]
+        order, sizes = sized(order, scales, progressive, size, seed)
+
+    def row(names: tuple[str, ...], one: int) -> Row:
+        change = compose(names, sections, one)
+        return functools.partial(_row, found, path, change, one, sizes[-1], channels)
+
+    rows = [row(names, one) for one in sizes]
     info = _describe(found) | dict(size=size, channels=channels)
     used = [(name, sections.get(name)) for name in names]
     info["fingerprint"] = digest(found.fingerprint, size, channels, used, scales, progressive)
     forms = [dict(image=(one, one, channels), labels=(), weight=()) for one in sizes]
     care = dict(split=split, batch=batch, seed=seed, workers=workers, skip_budget=skip_budget)
-    return make_source(rows, len(found.labels), forms, info, None, order=order, **care)
+    care |= dict(order=order, judged=row(eval_pipeline, size))
+    return make_source(rows, len(found.labels), forms, info, None, **care)
 
 
 def load(

@@ -218,11 +218,11 @@ def _batches(
 
 
 def sized(
-    order: Order, scales: tuple, progressive: tuple, seed: int
+    order: Order, scales: tuple, progressive: tuple, size: int, seed: int
 ) -> tuple[Order, tuple[int, ...]]:
     """Returns an order whose buckets are sizes, and those, rising: of `scales` each batch has one,
     drawn evenly; or by `progressive`, pairs of a step and the size from that step on (progressive
-    resizing: arXiv:2104.00298).
+    resizing: arXiv:2104.00298). One pass is all of `size`.
 
     Raises InputError for both at once, sizes that are none, and steps that do not rise from 0.
     """
@@ -242,16 +242,22 @@ def sized(
     if not all(type(size) is int and size > 0 for size in sizes):
         name, value = ("progressive", progressive) if progressive else ("scales", scales)
         raise InputError(f"config.data.{name}={value} must hold sizes in whole pixels")
-    rising = tuple(sorted(set(sizes)))
+    rising = tuple(sorted({*sizes, size}))
     if progressive:
-        stages = tuple(rising.index(size) for size in sizes)
-        return order._replace(bucket=functools.partial(_stage, tuple(starts), stages)), rising
-    return order._replace(bucket=functools.partial(_scale, len(rising), seed)), rising
+        stages = tuple(map(rising.index, sizes))
+        bucket = functools.partial(_stage, tuple(starts), stages, rising.index(size))
+    else:
+        drawn = tuple(map(rising.index, sorted(set(sizes))))
+        bucket = functools.partial(_scale, drawn, rising.index(size), seed)
+    return order._replace(bucket=bucket), rising
 
 
-def _scale(sizes: int, seed: int, step: int, one_pass: bool) -> int:
-    return int(np.random.default_rng((seed, step, 0, 4)).integers(sizes))
+def _scale(drawn: tuple[int, ...], own: int, seed: int, step: int, one_pass: bool) -> int:
+    place = np.random.default_rng((seed, step, 0, 4)).integers(len(drawn))
+    return own if one_pass else drawn[place]
 
 
-def _stage(starts: tuple[int, ...], stages: tuple[int, ...], step: int, one_pass: bool) -> int:
-    return stages[int(np.searchsorted(starts, step, "right")) - 1]
+def _stage(
+    starts: tuple[int, ...], stages: tuple[int, ...], own: int, step: int, one_pass: bool
+) -> int:
+    return own if one_pass else stages[int(np.searchsorted(starts, step, "right")) - 1]

@@ -68,10 +68,11 @@ def make_source(
     workers: int = 0,
     skip_budget: int = 0,
     order: Order | None = None,
+    judged: Row | None = None,
 ) -> Source:
     """Returns a source of int32 leaves, but for KINDS; "train" is shuffled without end. `forms`
     are the shapes of an example by name, in each bucket of `order`, the largest last; `row` may be
-    one for each of them."""
+    one for each of them. `judged` makes the examples of one pass, where these are other ones."""
     import jax  # not above: a worker process does without, 44 MB, not 155
 
     train = split == "train"
@@ -83,6 +84,7 @@ def make_source(
     batches, rows = make_batches(
         row, num_rows, spec=specs[-1], batch=batch, seed=seed, shuffle=train, repeat=train,
         workers=workers, skip_budget=skip_budget, order=order, forms=forms,
+        judged=judged,
     )  # fmt: skip
     row = row if callable(row) else row[-1]
     more = dict(row=row, num_rows=num_rows, narrower=tuple(specs[:-1]))
@@ -102,6 +104,7 @@ def make_batches(
     skip_budget: int = 0,
     order: Order | None = None,
     forms: Sequence[dict[str, tuple[int, ...]]] = (),
+    judged: Row | None = None,
 ) -> tuple[Callable[..., Iterator[Batch]], Callable[..., list[int]]]:
     """Returns batches(start_step=0, shard=(0, 1), one_pass=not repeat), and rows(step,
     one_pass=not repeat): the rows in the global batch after `step` steps, in its order.
@@ -111,8 +114,9 @@ def make_batches(
     contiguous part of every batch; no number of hosts or workers changes a batch, and seeking is
     free. One pass has ceil(num_rows / batch) batches, unshuffled. `forms` are the shapes of an
     example by name in each bucket of the order: what its batches are narrowed to; `row` is one for
-    all of them, or one for each, of the largest form too. `workers` processes make batches; then
-    `row` must pickle. Only the names in `spec` are taken from a row. One that raises
+    all of them, or one for each, of the largest form too; `judged` is that of one pass, where it is
+    another one: what is trained on with random changes is judged without. `workers` processes make
+    batches; then rows must pickle. Only the names in `spec` are taken from a row. One that raises
     RecordError is replaced by zeros and named on stderr, up to `skip_budget` records a host
     (counted anew after a restart).
 
@@ -132,6 +136,7 @@ def make_batches(
     def at(step: int, shard: tuple[int, int], one_pass: bool) -> tuple[Batch, list[str]]:
         examples, errors, index = [], [], None
         make = row if callable(row) else row[order.bucket(step, one_pass) if order.bucket else 0]
+        make = judged if one_pass and judged is not None else make
         try:
             for epoch, index in places(step, shard, one_pass):
                 example = empty

@@ -305,6 +305,14 @@ def test_a_run_resumes_with_the_same_batches_and_workers_change_none():
     batches.close()
 
 
+def test_a_pass_over_train_has_no_mosaics_and_draws_nothing():
+    drawn = make(**DIGITS | dict(mosaic=1.0))
+    plain = make(size=64, max_boxes=8, pipeline=("letterbox",))
+    first, second = (next(one.batches(one_pass=True)) for one in (drawn, plain))
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
 def test_mosaics_end_at_their_step(monkeypatch):
     made = []
     monkeypatch.setattr(detection, "make_mosaic", lambda parts, *rest: made.append(1) or parts[0])

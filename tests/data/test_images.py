@@ -204,6 +204,16 @@ def test_each_batch_has_one_of_the_scales_and_all_of_them_come(folder):
     assert {b["image"].shape[1] for b in make("validation", **DIGITS | given).batches()} == {8}
 
 
+@pytest.mark.parametrize("sizes", [{}, dict(scales=(4, 12)), dict(progressive=((0, 4), (2, 12)))])
+def test_a_pass_over_train_sees_its_images_as_evaluation_sees_them(sizes):
+    source = make(**DIGITS, **sizes, pipeline=("crop", "flip", "color_jitter"))
+    plain = make(**DIGITS, pipeline=("center_crop",))
+    found, expected = (list(one.batches(one_pass=True)) for one in (source, plain))
+    assert_equal(found, expected)
+    assert {batch["image"].shape[1] for batch in found} == {8}
+    assert 8 not in {batch["image"].shape[1] for batch in taken(source, 6)} or not sizes
+
+
 def test_progressive_sizes_change_at_their_steps():
     source = make(**DIGITS, progressive=((0, 4), (3, 8), (5, 6)), pipeline=("resize",))
     sizes = [batch["image"].shape[1] for batch in taken(source, 8)]
