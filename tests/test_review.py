@@ -222,7 +222,7 @@ def test_what_has_no_labels_or_no_such_choice_is_refused(run, tmp_path):
         review(run, overrides=["config.data.corrections=none.jsonl"])
     names = write(tmp_path / "names", [("a good one", "pos"), ("a bad one", "neg")])
     (names / "dev.tsv").unlink()
-    with pytest.raises(InputError, match="the data has other classes than the run"):
+    with pytest.raises(InputError, match="the split has other classes than the run"):
         review(run, overrides=[f"config.data.path={names}"])
     other = config_lib.load("configs/nlp/bert.py:tiny")
     (tmp_path / "config.json").write_text(config_lib.to_json(other))
