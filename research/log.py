@@ -93,8 +93,13 @@ class Log:
         seconds = numbers.get("time/step")
         if not seconds or not np.isfinite(numbers["weight"]):
             return {}
-        unit = "tokens" if "tokens" in self.run.source.spec else "examples"
-        speed = {f"time/{unit}_per_s": float(numbers["weight"]) / seconds}
+        # Rows have a weight each, or tokens have, which then is their number. A task's weight may
+        # be another one: of detection it is the number of objects.
+        spec = self.run.source.spec
+        if "weight" in spec and spec["weight"].ndim == 1:
+            speed = {"time/examples_per_s": spec["weight"].shape[0] / seconds}
+        else:
+            speed = {"time/tokens_per_s": float(numbers["weight"]) / seconds}
         if self.peak:
             for name, flops in self.work.items():
                 speed[f"time/mfu_{name}"] = flops / seconds / self.peak

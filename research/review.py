@@ -21,6 +21,8 @@ from research.evaluate import refuse_other_numbers, reopen, restore_weights
 from research.sharding import constrain
 
 By = Literal["margin", "confidence"]
+REVIEWED = (("classify", "sentences"), ("image_classification", "images"))  # task and data
+INPUTS = ("image", "tokens", "segments", "positions", "types")  # of models, in their order
 
 
 def review(
@@ -44,41 +46,44 @@ def review(
     check(by, By, "--by")
     config = workdir.existing_config(folder)
     task, data = config.task.name, config.data.name
-    if (task, data) != ("classify", "sentences"):
-        raise InputError(
-            f"task {task} with data {data} has no labels to review; classify with sentences has"
-        )
+    if (task, data) not in REVIEWED:
+        known = " and ".join(" with ".join(pair) for pair in REVIEWED)
+        raise InputError(f"task {task} with data {data} has no labels to review; {known} have some")
     run, source = reopen(folder, split, overrides)
     examples = source.gold
 
     @jax.jit
-    def judge(variables: dict, batch: dict) -> jax.Array:
-        inputs = (batch.get(name) for name in ("tokens", "segments", "positions", "types"))
+    def judge(variables: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
+        names = INPUTS[:1] if "image" in batch else INPUTS[1:]
+        inputs = (batch.get(name) for name in names)
         chances = jax.nn.softmax(run.model.apply(variables, *inputs)[0])
-        return constrain(chances, None, None)  # each host has all of them
+        # Each host has all of them. A picture that cannot be read has weight 0.
+        return constrain(chances, None, None), constrain(batch["weight"], None)
 
     with jax.set_mesh(run.mesh):
         variables, _, info = restore_weights(folder, run, step, weights)
         refuse_other_numbers(info, source)
-        classes, labels = source.info["classes"], examples.labels
+        classes, labels = source.info["classes"], np.asarray(examples.labels)
         chances = np.zeros((len(labels), len(classes)), np.float32)
+        judged = np.zeros(len(labels), bool)
         for at, batch in enumerate(build.batches(run, source, one_pass=True)):
             rows = source.rows(at, True)  # what pads a batch stands last
-            chances[rows] = np.asarray(judge(variables, batch))[: len(rows)]
-    given = np.array([classes.index(label) for label in labels])
-    scores, likely, wrong = doubt(chances, given, by)
+            found, counts = jax.device_get(judge(variables, batch))
+            chances[rows], judged[rows] = found[: len(rows)], counts[: len(rows)] > 0
+    judged = np.flatnonzero(judged)
+    scores, likely, wrong = doubt(chances[judged], labels[judged], by)
     order = np.argsort(scores, kind="stable")
     order = order[wrong[order]] if top is None else order[:top]
     lines = []
-    for index in order:
-        texts = dict(zip(("text", "pair"), examples.texts[index], strict=False))
+    for at in order:
+        index = int(judged[at])
+        shown, given = examples.shown(index), examples.given(index)
         # Corrections know a row by the label that it has in the data.
-        line = dict(label=examples.given[index], suggested=classes[likely[index]])
-        line |= {} if labels[index] == examples.given[index] else dict(corrected=labels[index])
-        line |= dict(score=round(float(scores[index]), 6), where=examples.where[index])
-        line |= dict(digest=corrections.digest(examples.texts[index]), correction=None)
-        lines.append(texts | line)
-    return lines, len(given)
+        line = shown | dict(label=given, suggested=classes[likely[at]])
+        line |= {} if classes[labels[index]] == given else dict(corrected=classes[labels[index]])
+        line |= dict(score=round(float(scores[at]), 6), where=examples.where(index))
+        lines.append(line | dict(digest=corrections.digest(shown.values()), correction=None))
+    return lines, len(judged)
 
 
 def doubt(

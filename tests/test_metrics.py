@@ -7,12 +7,14 @@ import struct
 import sys
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from research import metrics
 from research.arguments import InputError
+from research.log import Log
 from research.metrics import Writer, progress_line, read, truncate
 
 
@@ -165,3 +167,17 @@ def test_a_terminal_gets_a_live_bar_and_evaluations_above_it(tmp_path, monkeypat
     assert "━" in out and "loss 1.2500" in out and "validation  loss 1.5000" in out
     assert "\x1b[2K" in out  # the line is rewritten in place
     assert sys.stdout.write is not None and "rich" not in type(sys.stdout).__module__  # given back
+
+
+@pytest.mark.parametrize(
+    ("leaf", "name", "speed"),
+    [((8,), "examples", 16), ((8, 64), "tokens", 100), (None, "tokens", 100)],
+)
+def test_speed_counts_rows_where_rows_have_a_weight_and_else_tokens(leaf, name, speed):
+    """Of detection the weight of the loss is a number of objects: no measure of speed."""
+    spec = {} if leaf is None else {"weight": jax.ShapeDtypeStruct(leaf, "float32")}
+    run = types.SimpleNamespace(source=types.SimpleNamespace(spec=spec))
+    found = Log._speed(
+        types.SimpleNamespace(run=run, peak=None), {"time/step": 0.5, "weight": 50.0}
+    )
+    assert found == {f"time/{name}_per_s": speed}

@@ -17,6 +17,7 @@ import numpy as np
 
 from research.arguments import Count, Fraction, InputError, Size
 from research.data.augment import Change, compose, inside, letterbox, refuse_unused
+from research.data.box_corrections import corrected
 from research.data.image_readers import digest
 from research.data.images import NAMED, Pipeline, fit, pixels_of
 from research.data.mosaic import mosaic as make_mosaic
@@ -59,6 +60,7 @@ def make(
     max_boxes: Count = 100,
     scales: tuple[int, ...] = (),
     progressive: tuple = (),
+    corrections: str | None = None,
     skip_budget: Size = 0,
     workers: Size = 0,
     *,
@@ -76,7 +78,7 @@ def make(
     step `mosaic_stop` is in. `scales` and `progressive` are those of images.py. Of more than
     `max_boxes` the largest stay, crowds last. A picture that cannot be read, or is not as large as
     its annotation says, is an error that names it, or up to `skip_budget` are left out, with weight
-    0.
+    0. `corrections` is a file of other boxes and labels (box_corrections.py).
 
     info: labels, the number of classes, and classes, their names; of the split, images, boxes,
     crowds, and by number and some names what is odd: boxes without area, and outside of their
@@ -88,7 +90,9 @@ def make(
     splits = find("data.scene_readers", reader)(path)
     if split not in splits:
         raise InputError(f"data.path={path!r} has no split {split!r}; it has {', '.join(splits)}")
-    scenes, train = splits[split](), split == "train"
+    scenes, train, wanted = splits[split](), split == "train", ()
+    if corrections is not None:
+        scenes, wanted = corrected(scenes, split, splits, corrections)
     if not scenes.names:
         raise InputError(f"data.path={path!r} has no pictures in split {split!r}; add some")
     boxes, info = _clean(scenes, max_boxes)
@@ -109,7 +113,7 @@ def make(
     _say(f"{where}, split {split}", info, most if share and most > max_boxes else None)
     info |= dict(size=size, channels=3)
     used = [(name, sections.get(name)) for name in names]
-    parts = (size, max_boxes, used, share, mosaic_stop, scales, progressive)
+    parts = (size, max_boxes, used, share, mosaic_stop, scales, progressive, *wanted)
     info["fingerprint"] = digest(scenes.fingerprint, *parts)
     forms = [dict(image=(one, one, 3), boxes=(max_boxes, 4), labels=(max_boxes,)) for one in sizes]
     forms = [form | dict(weight=()) | ({} if train else dict(turn=(turns,))) for form in forms]

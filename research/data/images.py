@@ -9,6 +9,8 @@ its own.
 """
 
 import functools
+import itertools
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,7 +18,9 @@ import numpy as np
 
 from research.arguments import Count, Files, InputError, Rate, Size
 from research.data.augment import NO_BOXES, Change, compose, refuse_unused
-from research.data.image_readers import Pictures, choose, digest
+from research.data.corrections import Examples, Key, correct
+from research.data.corrections import digest as digest_of
+from research.data.image_readers import Pictures, Splits, choose, digest, some
 from research.data.media import decode_image
 from research.data.order import plain, sized
 from research.data.source import Batch, Row, Source, make_source
@@ -37,6 +41,8 @@ def make(
     scales: tuple[int, ...] = (),
     progressive: tuple = (),
     held_out: Rate = 0.05,
+    fold: Size | None = None,
+    corrections: str | None = None,
     image: str = "image",
     label: str = "label",
     skip_budget: Size = 0,
@@ -53,16 +59,24 @@ def make(
     With `scales` each batch of training has one of those sizes instead, drawn evenly;
     `progressive`, pairs of a step and the size from there on, begins at step 0 (order.py): a
     compilation for each. `held_out` is the share of train that is validation where the data set has
-    none. `image` and `label` are columns, where the reader has some. A picture that cannot be read
-    is an error that names it, or up to `skip_budget` of them are left out, with weight 0.
+    none; `fold` n, from 0 on, makes it the n-th such share, also where there is one: of
+    1 / held_out runs each judges what it has not learned. `corrections` is a file of other labels
+    (corrections.py). `image` and `label` are columns, where the reader has some. A picture that
+    cannot be read is an error that names it, or up to `skip_budget` of them are left out, with
+    weight 0.
 
     info: labels, the number of classes, and classes, their names; of the split, images, `absent`
-    classes, and files that are ignored. Raises InputError for a split that is not there, pictures
-    that the pipeline leaves in another size, and sizes that do not fit.
+    classes, files that are ignored, and corrected, how many labels are others by the corrections.
+    Raises InputError for a split that is not there, pictures that the pipeline leaves in another
+    size, and sizes that do not fit.
     """
     refuse_unused(sections, pipeline, eval_pipeline)
     splits = find("data.image_readers", reader)(path, image, label)
-    found = choose(splits, split, held_out, path)
+    found = choose(splits, split, held_out, path, fold)
+    given, changed, wanted = found.labels, 0, ()
+    if corrections is not None:
+        found, given, changed, wanted = _corrected(found, splits, corrections)
+        print(f"{corrections}: {changed} labels of split {split} corrected", file=sys.stderr)
     train = split == "train"
     names = pipeline if train else eval_pipeline
     order, sizes = plain(len(found.labels), batch, seed, train), (size,)
@@ -74,13 +88,23 @@ def make(
         return functools.partial(_row, found, path, change, one, sizes[-1], channels)
 
     rows = [row(names, one) for one in sizes]
-    info = _describe(found) | dict(size=size, channels=channels)
+    info = _describe(found) | dict(size=size, channels=channels, corrected=changed)
     used = [(name, sections.get(name)) for name in names]
     info["fingerprint"] = digest(found.fingerprint, size, channels, used, scales, progressive)
+    if corrections is not None:  # all of them: those of another split too are part of the run
+        info["fingerprint"] = digest(info["fingerprint"], wanted)
     forms = [dict(image=(one, one, channels), labels=(), weight=()) for one in sizes]
     care = dict(split=split, batch=batch, seed=seed, workers=workers, skip_budget=skip_budget)
     care |= dict(order=order, judged=row(eval_pipeline, size))
-    return make_source(rows, len(found.labels), forms, info, None, **care)
+    source = make_source(rows, len(found.labels), forms, info, None, **care)
+    return source._replace(
+        gold=Examples(
+            found.labels,
+            given=lambda index: found.classes[given[index]],
+            shown=found.shown,
+            where=lambda index: _where(found, path, index),
+        )
+    )
 
 
 def load(
@@ -127,6 +151,33 @@ def _describe(found: Pictures) -> dict:
     return info | dict(ignored_files=list(found.ignored[:NAMED]))
 
 
+def _corrected(
+    found: Pictures, splits: Splits, file: str
+) -> tuple[Pictures, np.ndarray, int, list]:
+    """Returns the pictures that are not left out, with labels as they are to be, their labels in
+    the data, and what `correct` says of the split and the file."""
+
+    def keys(one: Pictures) -> list[Key]:
+        names = (digest_of(one.shown(index).values()) for index in range(len(one.labels)))
+        return list(zip(names, (one.classes[label] for label in one.labels), strict=True))
+
+    others = (open_()._replace(split=split) for split, open_ in splits.items())
+    every = map(keys, itertools.chain([found], others))
+    names, changed, wanted = correct(file, found.classes, every)
+    kept = [at for at, name in enumerate(names) if name is not None]
+    if not kept:
+        raise InputError(f"{file} leaves out every picture of a split")
+    number = {name: index for index, name in enumerate(found.classes)}
+    labels = np.array([number[names[at]] for at in kept], np.int32)
+    found = some(found, kept, "corrected")
+    return found._replace(labels=labels), found.labels, changed, wanted
+
+
+def _where(found: Pictures, path: str | None, index: int) -> str:
+    name = found.names[index]
+    return f"{path}: {name if isinstance(name, str) else f'record {name}'}"
+
+
 def _row(
     found: Pictures,
     path: str | None,
@@ -138,8 +189,7 @@ def _row(
     epoch: int,
     random: np.random.Generator,
 ) -> Batch:
-    name = found.names[index]
-    where = f"{path}: {name if isinstance(name, str) else f'record {name}'}"
+    where = _where(found, path, index)
     pixels = pixels_of(found.read(index), where, channels)
     pixels, _ = change(pixels, NO_BOXES, random)
     whole = fit(pixels, size, room, where)

@@ -10,7 +10,6 @@ import functools
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import NamedTuple
 
 import numpy as np
 
@@ -22,15 +21,6 @@ from research.data.readers import Records
 from research.data.source import Batch, Source, cache_folder, make_source
 from research.data.text import digest, learn_tokenizer
 from research.data.tokenizer import Kind, Tokenizer
-
-
-class Examples(NamedTuple):
-    """The rows of a split as they were read, for people."""
-
-    texts: list[tuple[str, ...]]
-    labels: list[str]  # corrected
-    given: list[str]  # as the data has them
-    where: list[str]
 
 
 def make(
@@ -77,6 +67,13 @@ def make(
         splits = _keys(found, train, path, columns, fields)
         names, changed, wanted = corrections_lib.correct(corrections, classes, splits)
         print(f"{corrections}: {changed} labels of split {split} corrected", file=sys.stderr)
+        kept = [at for at, name in enumerate(names) if name is not None]
+        found = found._replace(
+            rows=[found.rows[at] for at in kept], names=[found.names[at] for at in kept]
+        )
+        names = [names[at] for at in kept]
+        if not kept:
+            raise InputError(f"{corrections} leaves out every row of split {split}")
     for name, where in zip(names, found.names, strict=True):
         if name not in number:
             raise InputError(
@@ -105,10 +102,19 @@ def make(
     forms = [wide(size) | dict(labels=(), weight=()) for size in buckets or (context,)]
     care = dict(split=split, batch=batch, seed=seed, workers=workers, order=order)
     made = make_source(make_row, len(labels), forms, info, codec, **care)
-    examples = [tuple(row[name] for name in fields[:-1]) for row in found.rows]
-    return made._replace(
-        gold=Examples(examples, names, [row[label] for row in found.rows], found.names)
-    )
+    return made._replace(gold=_examples(found, fields, labels))
+
+
+def _examples(
+    found: table.Table, fields: tuple[str, ...], labels: np.ndarray
+) -> corrections_lib.Examples:
+    *texts, label = fields
+
+    def shown(index: int) -> dict[str, str]:
+        return dict(zip(("text", "pair"), (found.rows[index][one] for one in texts), strict=False))
+
+    given = lambda index: found.rows[index][label]  # noqa: E731
+    return corrections_lib.Examples(labels, given, shown, found.names.__getitem__)
 
 
 def texts(

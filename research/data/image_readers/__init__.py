@@ -27,6 +27,11 @@ class Pictures(NamedTuple):
     classes: list[str]
     fingerprint: str  # changes when a picture does
     ignored: tuple[str, ...] = ()  # files that lie there and are no pictures
+    split: str = "train"  # of the data set; names may repeat in another one
+
+    def shown(self, index: int) -> dict[str, str]:
+        """Returns what a person, and a correction, knows a picture by."""
+        return {"split": self.split, "picture": str(self.names[index])}
 
 
 class FileReader(NamedTuple):
@@ -46,40 +51,51 @@ class FileReader(NamedTuple):
 Splits = dict[str, Callable[[], Pictures]]
 
 
-def choose(splits: Splits, split: str, held_out: float, path: str | None) -> Pictures:
-    """Returns a split. Where there is no validation, a share of `held_out` of train is it, by a
-    hash of the names. Raises InputError for a split that is not there, or is empty."""
-    held = split in ("train", "validation") and "validation" not in splits and held_out > 0
+def choose(
+    splits: Splits, split: str, held_out: float, path: str | None, fold: int | None = None
+) -> Pictures:
+    """Returns a split. Where there is no validation, or with a `fold`, a share of `held_out` of
+    train is it, by a hash of the names: the first, or the one of that number. Raises InputError for
+    a split that is not there, or is empty, and a fold beyond the last."""
+    if fold is not None and (fold + 1) * held_out > 1 + 1e-9:
+        given = f"data.fold={fold}, the first being 0, and data.held_out={held_out}"
+        raise InputError(f"{given}: there are no more than 1 / held_out folds")
+    if fold is not None and not held_out:
+        raise InputError(f"data.fold={fold} needs config.data.held_out, its share of train")
+    held = ("validation" not in splits and held_out > 0) or fold is not None
+    held = held and split in ("train", "validation")
     name = "train" if held else split
     if name not in splits:
         advice = "set config.data.held_out" if split == "validation" else "name one of them"
         raise InputError(
             f"data.path={path!r} has no split {split!r}; it has {', '.join(splits)}: {advice}"
         )
-    found, chosen = splits[name](), None
+    found, chosen = splits[name]()._replace(split=name), None
     if held:
         wanted = split == "validation"
-        chosen = [i for i, n in enumerate(found.names) if _is_held_out(n, held_out) == wanted]
+        inside = (_place(name) // held_out == (fold or 0) for name in found.names)
+        chosen = [index for index, is_held in enumerate(inside) if is_held == wanted]
     if not (len(found.names) if chosen is None else len(chosen)):
         raise InputError(f"data.path={path!r} has no pictures in split {split!r}; add some")
-    return found if chosen is None else _some(found, chosen, f"{split} {held_out}")
+    return found if chosen is None else some(found, chosen, f"{split} {held_out} {fold}")
 
 
-def _is_held_out(name: str | int, share: float) -> bool:
-    number = int.from_bytes(hashlib.sha256(str(name).encode()).digest()[:8], "big")
-    return number < share * 2**64
+def _place(name: str | int) -> float:
+    """Returns where in [0, 1) a name is by its hash."""
+    return int.from_bytes(hashlib.sha256(str(name).encode()).digest()[:8], "big") / 2**64
 
 
-def _some(found: Pictures, chosen: list[int], which: str) -> Pictures:
+def some(found: Pictures, chosen: list[int], which: str) -> Pictures:
+    """Returns the pictures of the numbers `chosen`; `which` says in their fingerprint which."""
     return found._replace(
         names=[found.names[index] for index in chosen],
-        read=_Some(found.read, np.array(chosen)),
+        read=Some(found.read, np.array(chosen)),
         labels=found.labels[chosen],
         fingerprint=digest(found.fingerprint, which),
     )
 
 
-class _Some(NamedTuple):
+class Some(NamedTuple):
     """Reads some of the pictures."""
 
     read: Callable[[int], bytes | np.ndarray]
