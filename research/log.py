@@ -93,8 +93,9 @@ class Log:
         seconds = numbers.get("time/step")
         if not seconds or not np.isfinite(numbers["weight"]):
             return {}
-        # Rows have a weight each, or tokens have, which then is their number. A task's weight may
-        # be another one: of detection it is the number of objects.
+        # Where rows have a weight each, the loss may still be divided by something else, as that of
+        # detection is by the number of objects. Else it is divided by tokens: of masked_lm those
+        # that were masked.
         spec = self.run.source.spec
         if "weight" in spec and spec["weight"].ndim == 1:
             speed = {"time/examples_per_s": spec["weight"].shape[0] / seconds}

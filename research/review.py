@@ -35,7 +35,7 @@ def review(
     overrides: Sequence[str] = (),
 ) -> tuple[list[dict[str, Any]], int]:
     """Returns lines for data/corrections.py, the most doubtful label first, and the number of
-    examples in the split.
+    examples in the split that could be read.
 
     A score is the probability of the given label (`by` "confidence"), or that less the largest of
     another ("margin"). `top` None: all that confident learning counts as wrong, which are few where

@@ -3,7 +3,7 @@
     python -m experiments.detection [--seeds=5] [--only=plain,mosaic] [--config.steps=N ...]
 
 Small detectors learn 512 scenes of several digits and find those of 128 others: as they are, with
-mosaics until a fifth before the end, at three sizes in turn, and with both. Each is judged by both
+mosaics until a fifth before the end, at one of three sizes, and with both. Each is judged by both
 of its heads, the one-to-many one by suppression. All runs have the same number of steps and
 images; a seed is the same first weights and order in all. Writes results/runs.jsonl as it goes (a
 second call goes on), results/table.md and results/summary.json.
@@ -99,8 +99,8 @@ def write_table(lines: list[dict[str, Any]]) -> None:
 
 
 def _shown(one: dict[str, Any]) -> str:
-    low, high = one.get("t95", (one["mean"],) * 2)
-    return f"{one['mean']:.2f} ({low:.2f} to {high:.2f})"
+    low, high = one.get("t95", (None, None))
+    return f"{one['mean']:.2f}" + ("" if low is None else f" ({low:.2f} to {high:.2f})")
 
 
 if __name__ == "__main__":

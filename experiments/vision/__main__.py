@@ -56,7 +56,7 @@ RUNS: dict[str, tuple[str, str, str, str, list[str]]] = {
         ],
     ),
 }  # fmt: skip
-METRICS = ("accuracy", "top_5", "expected_calibration_error", "map", "ap50", "ap75")
+METRICS = ("accuracy", "top5", "ece", "map", "ap50", "ap75")
 
 
 def main() -> None:
@@ -76,7 +76,8 @@ def main() -> None:
         for seed in range(arguments.seeds):
             names = dict(run=name, seed=seed, given=overrides)
             if runs.find(**names) is None:
-                folder = f"{arguments.workdir}/{name}-{seed}"
+                more = [f"-{one.lstrip('-')}".replace("/", "_") for one in overrides]
+                folder = f"{arguments.workdir}/{name}-{seed}{''.join(more)}"
                 runs.add(names | one(name, seed, arguments.path, folder, overrides))
     if runs.read():
         write_table(runs.read())
@@ -92,13 +93,16 @@ def one(name: str, seed: int, path: str, folder: str, overrides: list[str]) -> d
     spec = f"configs/vision/{file}.py" + (f":{variant}" if variant else "")
     given = [f"config.data.path={where}", f"config.seed={seed}", *given, *overrides]
     settings = config.load(spec, given)
+    whole = not Path(folder).exists()  # else the times are of its last part
     began = time.perf_counter()
     line = trained(settings, folder, metric)
     minutes = (time.perf_counter() - began) / 60
-    step = "best" if settings.checkpoint.best else None
+    step = "best" if settings.checkpoint.best else "latest"
     found = evaluate(folder, step=step, split=split)
     line |= {f"test_{key}": found[key] for key in METRICS if key in found}
     cores = len(os.sched_getaffinity(0))
+    if not whole:
+        minutes = line["core_minutes"] = float("nan")
     return line | dict(steps=settings.steps, batch=settings.batch, cores=cores,
                        minutes=round(minutes, 2), split=split)  # fmt: skip
 

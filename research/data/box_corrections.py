@@ -13,6 +13,7 @@ import itertools
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -37,13 +38,18 @@ def corrected(
     Raises InputError naming the line of one that has no picture or box any more, or is none."""
 
     def accept(correction: Any) -> Any:
-        if correction is False or correction in scenes.classes:
+        if correction is False or (isinstance(correction, str) and correction in scenes.classes):
             return correction
         if isinstance(correction, list) and len(correction) == 4:
-            return tuple(float(side) for side in correction)
+            with suppress(OverflowError):  # a number of hundreds of digits
+                box = np.array(
+                    [x if type(x) in (int, float) else np.nan for x in correction], float
+                )
+                if np.isfinite(box).all() and (box[:2] < box[2:]).all():
+                    return tuple(box.tolist())
         raise ValueError(
-            f"{correction!r} is no correction; expected [x1, y1, x2, y2] or false, or of "
-            f"{', '.join(scenes.classes)}"
+            f"{correction!r:.80} is no correction; expected [x1, y1, x2, y2] with x1 < x2 and y1 < "
+            f"y2, false, or of {', '.join(scenes.classes)}"
         )
 
     def keys(name: str, held: Scenes) -> list[list[Key]]:
@@ -56,7 +62,7 @@ def corrected(
 
     wanted = read(file, accept)
     own = keys(split, scenes)
-    others = (keys(name, open_()) for name, open_ in splits.items())
+    others = (keys(name, open_()) for name, open_ in splits.items() if name != split)
     flat = (list(itertools.chain(*some)) for some in itertools.chain([own], others))
     found_in(wanted, flat)
     rows: dict[str, list] = {name: [] for name in ("names", "sizes", "boxes", "crowds", "areas")}

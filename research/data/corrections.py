@@ -47,8 +47,10 @@ def correct(
     InputError for a correction that has no row any more, or whose label is none of `classes`."""
 
     def accept(correction: Any) -> str | None:
-        label = None if correction is False else str(correction)  # 1 may stand for "1"
-        if label is not None and label not in classes:
+        if correction is False and "False" not in classes:
+            return None
+        label = correction if isinstance(correction, bool) else str(correction)  # 1 is "1"
+        if label not in classes:
             expected = f"expected {', '.join(classes)}, or false to leave the example out"
             raise ValueError(f"{label!r} is no label; {expected}")
         return label
@@ -94,7 +96,7 @@ def read(file: str, accept: Callable[[Any], Any]) -> dict[Key, tuple[Any, str]]:
         try:
             row = json.loads(line)
             key, correction = (row["digest"] + "", row["label"] + ""), row["correction"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise InputError(
                 f"{where} is not a line of `anneal review`, which has digest, label and correction"
             ) from None

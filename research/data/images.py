@@ -66,7 +66,7 @@ def make(
     weight 0.
 
     info: labels, the number of classes, and classes, their names; of the split, images, `absent`
-    classes, files that are ignored, and corrected, how many labels are others by the corrections.
+    classes, files that are ignored, and corrected, how many rows have another label or none.
     Raises InputError for a split that is not there, pictures that the pipeline leaves in another
     size, and sizes that do not fit.
     """

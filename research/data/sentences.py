@@ -50,7 +50,7 @@ def make(
     pair first (None: without buckets). `corrections` is a file of other labels (corrections.py).
 
     info: labels, their number, and classes, their names in the order of their numbers, both of the
-    train split, and corrected, how many labels are others by the corrections. Raises InputError for
+    train split, and corrected, how many rows have another label or none. Raises InputError for
     a label that the train split does not have.
     """
     fields = (text, label) if pair is None else (text, pair, label)

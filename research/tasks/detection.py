@@ -32,8 +32,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.arguments import Count, Fraction, InputError, NonNegative
+from research.arguments import Count, Fraction, InputError, NonNegative, Size
 from research.kernels import boxes as boxes_lib
+from research.kernels.augment import augment, is_on
 from research.kernels.detections import Head, detect
 from research.kernels.matmul import wide
 from research.tasks import Aux, Task, figures
@@ -60,11 +61,16 @@ def make(
     detections: Count = 100,
     min_score: Fraction = 0.001,
     max_iou: Fraction = 0.7,
+    shift: Size = 0,
+    flip: Fraction = 0.0,
+    jitter: Fraction = 0.0,
+    erase: Fraction = 0.0,
 ) -> Task:
     """Returns the task; `labels`, the number of classes, None: what the data says. One-to-many
     gives an object up to `points` anchor points; alpha and beta are those of assignment.py;
     class_weight, box_weight and distance_weight weigh the parts of a head's loss, one_to_many and
-    one_to_one the heads.
+    one_to_one the heads. shift (pixels), flip, jitter and erase change images and boxes of training
+    on the device (kernels/augment.py), 0 is off.
 
     Reports COCO's average precision (average_precision.py) of what `head` finds: the best
     `detections` boxes an image of at least `min_score`, `max_iou` that of suppression."""
@@ -72,10 +78,17 @@ def make(
         raise InputError("detection needs labels, or data that decides them")
     weights = {"class": class_weight, "box": box_weight, "distance": distance_weight}
     counts, shares = (points, 1), (one_to_many, one_to_one)
+    changes = dict(shift=shift, flip=flip, jitter=jitter, erase=erase)
 
     def loss(
         model: Any, variables: dict, batch: dict, key: Array | None, train: bool
     ) -> tuple[tuple[Array, Array], Aux]:
+        if train and any(map(is_on, changes.values())):
+            key, own = jax.random.split(key)
+            image, boxes = augment(own, batch["image"], batch["boxes"], **changes)
+            gone_bm = (boxes[..., 2:] <= boxes[..., :2]).any(-1)
+            labels_bm = jnp.where(gone_bm, -1, batch["labels"])
+            batch = batch | dict(image=image, boxes=boxes, labels=labels_bm)
         outputs, state = model.apply(variables, batch["image"], key=key, train=train)
         weight_b = batch["weight"]
         objects_b = (batch["labels"] >= 0).sum(-1)

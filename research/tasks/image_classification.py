@@ -1,9 +1,10 @@
 """Classification of an image: a batch holds `image` (b, h, w, c) of bytes, `labels` and `weight`
 (b,). A model gives logits (b, classes).
 
-Training may mix each image with another one and aim at both labels: mixup (arXiv:1710.09412) adds
-them, CutMix (arXiv:1905.04899) pastes a rectangle of one into the other. Both happen on the device,
-by the key of the step. Evaluation is of the images as they are, and without smoothing.
+Training may change images (kernels/augment.py), and mix each with another one and aim at both
+labels: mixup (arXiv:1710.09412) adds them, CutMix (arXiv:1905.04899) pastes a rectangle of one into
+the other. All this happens on the device, by the key of the step. Evaluation is of the images as
+they are, and without smoothing.
 """
 
 from typing import Any
@@ -12,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.arguments import Count, Fraction, InputError, Positive
+from research.arguments import Count, Fraction, InputError, Positive, Size
+from research.kernels.augment import augment, is_on
 from research.tasks import Aux, Task, classify, figures
 
 Array = jax.Array
@@ -28,11 +30,16 @@ def make(
     mixup: Positive | None = None,
     cutmix: Positive | None = None,
     mixing: Fraction = 1.0,
+    shift: Size = 0,
+    flip: Fraction = 0.0,
+    jitter: Fraction = 0.0,
+    erase: Fraction = 0.0,
 ) -> Task:
     """Returns the task; `labels`, the number of classes, None: what the data says.
 
     `mixup` and `cutmix` are the alpha of the Beta distribution that shares are drawn from (None:
     off), `mixing` the probability that a batch is mixed; where both are on, each has half of those.
+    shift (pixels), flip, jitter and erase are those of kernels/augment.py, 0 is off.
 
     Reports accuracy; top5 of more than five classes; ece, the expected calibration error over 15
     bins of confidence (arXiv:1706.04599); of up to 1,000 classes balanced_accuracy, the mean of
@@ -41,11 +48,16 @@ def make(
     if labels is None:
         raise InputError("image_classification needs labels, or data that decides them")
 
+    changes = dict(shift=shift, flip=flip, jitter=jitter, erase=erase)
+
     def loss(
         model: Any, variables: dict, batch: dict, key: Array | None, train: bool
     ) -> tuple[tuple[Array, Array], Aux]:
         image_bhwc, weight_b = batch["image"], batch["weight"]
         aim_bc = jax.nn.one_hot(batch["labels"], labels)
+        if train and any(map(is_on, changes.values())):
+            key, own = jax.random.split(key)
+            image_bhwc, _ = augment(own, image_bhwc, **changes)
         if train and (mixup is not None or cutmix is not None):
             key, own = jax.random.split(key)
             share_hw = draw_shares(own, image_bhwc.shape[1:3], mixup, cutmix, mixing)

@@ -12,7 +12,7 @@ from research import config as config_lib
 from research.arguments import InputError
 from research.data import clean_images, detection, images
 from research.data.augment import resized
-from research.data.clean_images import closest, look, main
+from research.data.clean_images import closest, duplicates, look, main, unit
 from tests.data.image_files import encoded
 from tests.data.test_detection import write_coco
 
@@ -113,27 +113,65 @@ def test_folds_hold_each_picture_out_once(held_out):
         assert not set(names[0]) & set(names[1]) and len(names[0]) + len(names[1]) == whole
         seen += names[1]
     assert len(seen) == len(set(seen)) == whole
-    with pytest.raises(InputError, match=f"data.fold={count}, .*no more than 1 / held_out folds"):
+    with pytest.raises(InputError, match=f"data.fold={count} is not one of {count} folds, 0 to"):
         images.make(split="train", **options, fold=count)
-    with pytest.raises(InputError, match="needs config.data.held_out"):
-        images.make(split="train", **(options | dict(held_out=0.0)), fold=0)
+    for share in (0.0, 0.3):
+        with pytest.raises(InputError, match=f"held_out={share} with data.fold=0: expected 1 / n"):
+            images.make(split="train", **(options | dict(held_out=share)), fold=0)
+
+
+def correlation(one, other):
+    """The mean over colours of products of what is left of each without its mean."""
+    one, other = (x.reshape(-1, 3) - x.reshape(-1, 3).mean(0) for x in (one.astype(float), other))
+    both = np.sqrt((one**2).sum() * (other**2).sum())
+    return (one * other).sum() / both if both else 0.0
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 29])
-def test_the_most_similar_picture_before_is_that_of_all_pairs(count, monkeypatch):
+@pytest.mark.parametrize("others", [None, 11])
+def test_the_most_similar_picture_is_that_of_all_pairs(count, others, monkeypatch):
     monkeypatch.setattr(clean_images, "BLOCK", 8)
     random = np.random.default_rng(count)
-    pictures = random.integers(0, 256, (count, 4, 4, 3)).astype(np.uint8)
-    pictures[3:4] = 100  # without any contrast
-    scores, likes = closest(pictures)
-    for row in range(1, count):
-        one = pictures[row].ravel()
-        others = [pictures[n].ravel() for n in range(row)]
-        flat = lambda x: x.std() == 0  # noqa: E731
-        wanted = [0.0 if flat(one) or flat(x) else np.corrcoef(one, x)[0, 1] for x in others]
-        assert scores[row] == pytest.approx(max(wanted), abs=1e-5)
-        assert wanted[likes[row]] == pytest.approx(max(wanted), abs=1e-5)
-    assert scores[0] == -1
+    pictures, more = (random.integers(0, 256, (n, 4, 4, 3)).astype("u1") for n in (count, 11))
+    pictures[3:4] = pictures[5:6] = (200, 30, 30)  # without any contrast, in one tint
+    scores, likes = closest(unit(pictures), None if others is None else unit(more))
+    for row in range(count):
+        held = pictures[:row] if others is None else more
+        wanted = [correlation(pictures[row], one) for one in held]
+        assert scores[row] == pytest.approx(max(wanted, default=-1), abs=1e-5)
+        if wanted:
+            assert wanted[likes[row]] == pytest.approx(max(wanted), abs=1e-5)
+
+
+def blends(*shares):
+    """Pictures between two that have nothing in common."""
+    one, other = smooth(1).astype(float), smooth(2)
+    return unit(np.stack([(1 - x) * one + x * other for x in shares]).astype(np.uint8))
+
+
+def test_a_picture_that_is_like_one_that_is_listed_is_listed_only_if_it_is_like_the_first():
+    chain = blends(*np.linspace(0, 1, 12))
+    listed = {row: other for (_, row), (_, other), _ in duplicates([chain], 0.94)}
+    assert 0 < len(listed) < 9 and not set(listed) & set(listed.values())
+    for row, other in listed.items():
+        assert chain[row] @ chain[other] >= 0.94
+    kept = [row for row in range(12) if row not in listed]
+    assert kept[0] == 0 and len(kept) >= 3
+
+
+def test_a_picture_of_another_split_is_named_before_a_more_similar_one_of_the_same():
+    shares = np.linspace(0, 1, 101)
+    near = int((blends(*shares) @ blends(0.0)[0] > 0.94).sum())  # the first that is not
+    test, train = blends(0.0), blends(shares[near], shares[near - 1])
+    assert train[1] @ train[0] > train[1] @ test[0] > 0.94 > train[0] @ test[0]
+    ((row, of, _),) = duplicates([test, train], 0.94)
+    assert row == (1, 1) and of == (0, 0)
+
+
+def test_equal_pictures_are_at_a_similarity_of_one():
+    pictures = np.stack([smooth(seed % 50) for seed in range(100)])
+    found = duplicates([unit(pictures)], 1.0)
+    assert {row for (_, row), _, _ in found} == set(range(50, 100))
 
 
 BOXES = [(10, 5, 2, 4, 10, 8), (10, 10, 30, 2, 20, 16), (11, 5, 3, 3, 0, 9)]  # fine, outside, thin
@@ -169,11 +207,22 @@ def test_boxes_without_area_and_outside_are_listed_and_each_correction_does_what
     assert (labels, info["no_area"], info["outside"]) == ([0, 0, 2], 0, 1)
     info, labels = corrected(False, False)
     assert (labels, info["no_area"], info["outside"]) == ([0], 0, 0)
-    with pytest.raises(InputError, match=r"jsonl:1: 'cat' is no correction; expected \[x1, y1,"):
-        corrected("cat", None)
+    for bad in (
+        *("cat", True, [1, 2, 3], [1, 2, None, 4], [[1], 2, 3, 4], [1, 2, 1e999, 4]),
+        *([10**400, 2, 3, 4], [True, 0, 5, 6], ["1", "2", "3", "4"], [9, 9, 3, 12]),
+    ):
+        with pytest.raises(InputError, match=r"jsonl:1: .* is no correction; expected \[x1, y1,"):
+            corrected(bad, None)
     lines[0]["digest"] = "nothing"
     with pytest.raises(InputError, match="jsonl:1: no example has this text or picture"):
         corrected("cow", None)
+
+
+def test_a_picture_of_another_size_than_its_annotation_is_listed(tmp_path):
+    write_coco(tmp_path / "data", BOXES[:1], splits=("train",))
+    (tmp_path / "data/train2017/2.png").write_bytes(encoded(smooth(0, 24)))
+    (line,) = look(detected(tmp_path / "data", "config.data.workers=2"))
+    assert line["picture"] == "2.png" and "it has 24 x 24 pixels, not 40 x 20" in line["reason"]
 
 
 def test_a_picture_with_boxes_is_left_out_as_a_whole(tmp_path):
@@ -208,11 +257,15 @@ def test_a_picture_with_boxes_is_left_out_as_a_whole(tmp_path):
         (["--config=configs/vision/mnist.py:tiny", "--threshold=2"], "--threshold=2"),
         (["--config=configs/vision/mnist.py:tiny", "--thresold=0.9"], "thresold"),
         (["--config=configs/vision/mnist.py"], "data.path=None"),
+        (
+            ["--config=configs/vision/mnist.py:tiny", "--output=nowhere/q.jsonl"],
+            "no folder nowhere",
+        ),
         ([], "--config"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(given, message, tmp_path, capsys):
-    assert main([*given, f"--output={tmp_path / 'queue.jsonl'}"]) == 2
+    assert main([f"--output={tmp_path / 'queue.jsonl'}", *given]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "queue.jsonl").exists()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from research.arguments import InputError
+from research.kernels.augment import augment
 from research.models.functional import Model
 from research.tasks import detection
 from research.tasks.average_precision import average_precision
@@ -125,6 +126,32 @@ def test_boxes_of_padding_and_their_order_change_nothing():
     for other in (padded, mixed):
         for name, pair in numbers(values, other).items():
             np.testing.assert_allclose(pair, expected[name], rtol=1e-6, err_msg=name)
+
+
+def test_a_mirrored_image_is_learned_with_mirrored_boxes():
+    rng = np.random.default_rng(4)
+    values, given = variables(rng), batch(rng)
+    task = detection.make(labels=CLASSES, flip=1.0)
+    mirrored = given["boxes"].copy()
+    mirrored[..., [0, 2]] = 64 - given["boxes"][..., [2, 0]]
+    mirrored[given["labels"] < 0] = 0
+    found = task.loss(MODEL, values, given, jax.random.key(0), True)[0]
+    wanted = TASK.loss(MODEL, values, given | dict(boxes=mirrored), None, True)[0]
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    assert found[0] != TASK.loss(MODEL, values, given, None, True)[0][0]
+
+
+def test_an_object_that_is_shifted_out_of_its_image_is_not_learned():
+    rng = np.random.default_rng(5)
+    values, given = variables(rng), batch(rng)
+    given["image"][:] = 0
+    task, key = detection.make(labels=CLASSES, shift=63), jax.random.key(1)
+    (_, weight), _ = task.loss(MODEL, values, given, key, True)
+    _, own = jax.random.split(key)
+    boxes = np.asarray(augment(own, given["image"], given["boxes"], shift=63)[1])
+    there = (boxes[..., 2] > boxes[..., 0]) & (given["labels"] >= 0)
+    assert 0 < there.sum() < (given["labels"] >= 0).sum()
+    assert weight == np.maximum(there.sum(-1), 1).sum()
 
 
 def test_what_is_said_inside_a_crowd_changes_nothing_where_no_object_is():

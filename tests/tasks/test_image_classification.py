@@ -167,6 +167,22 @@ def test_what_stands_in_padding_reaches_no_other_image_and_no_number():
     assert 0 <= aux.metrics["accuracy"][0] <= WEIGHT.sum()
 
 
+def test_images_are_changed_in_training_by_the_key_of_the_step_and_never_in_evaluation():
+    task, seen = task_lib.make(labels=CLASSES, flip=0.5, shift=1, jitter=0.2, erase=0.5), []
+
+    def look(image):
+        seen.append(np.asarray(image))
+        return jnp.asarray(LOGITS)
+
+    batch = dict(image=IMAGES, labels=LABELS, weight=WEIGHT)
+    for key, train in ((1, True), (1, True), (2, True), (1, False)):
+        task.loss(model_of(look), {}, batch, jax.random.key(key), train)
+    one, again, other, judged = seen
+    np.testing.assert_array_equal(one, again)
+    assert (one != IMAGES).any((1, 2, 3)).all() and (one != other).any((1, 2, 3)).all()
+    np.testing.assert_array_equal(judged, IMAGES)
+
+
 def test_mixing_is_equal_on_one_and_eight_devices():
     aims, share = jax.nn.one_hot(LABELS[:16], CLASSES), jnp.full((6, 5), 0.25)
     mixed = jax.jit(lambda image, aim, weight: task_lib.mix(image, aim, weight, share))

@@ -57,11 +57,14 @@ def choose(
     """Returns a split. Where there is no validation, or with a `fold`, a share of `held_out` of
     train is it, by a hash of the names: the first, or the one of that number. Raises InputError for
     a split that is not there, or is empty, and a fold beyond the last."""
-    if fold is not None and (fold + 1) * held_out > 1 + 1e-9:
-        given = f"data.fold={fold}, the first being 0, and data.held_out={held_out}"
-        raise InputError(f"{given}: there are no more than 1 / held_out folds")
-    if fold is not None and not held_out:
-        raise InputError(f"data.fold={fold} needs config.data.held_out, its share of train")
+    if fold is not None:
+        folds = round(1 / held_out) if held_out else 0
+        if not folds or abs(folds * held_out - 1) > 1e-6:
+            raise InputError(
+                f"data.held_out={held_out} with data.fold={fold}: expected 1 / n for one of n folds"
+            )
+        if fold >= folds:
+            raise InputError(f"data.fold={fold} is not one of {folds} folds, 0 to {folds - 1}")
     held = ("validation" not in splits and held_out > 0) or fold is not None
     held = held and split in ("train", "validation")
     name = "train" if held else split
@@ -77,7 +80,8 @@ def choose(
         chosen = [index for index, is_held in enumerate(inside) if is_held == wanted]
     if not (len(found.names) if chosen is None else len(chosen)):
         raise InputError(f"data.path={path!r} has no pictures in split {split!r}; add some")
-    return found if chosen is None else some(found, chosen, f"{split} {held_out} {fold}")
+    which = f"{split} {held_out}" + ("" if fold is None else f" {fold}")
+    return found if chosen is None else some(found, chosen, which)
 
 
 def _place(name: str | int) -> float:
