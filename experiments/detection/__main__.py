@@ -23,13 +23,13 @@ from research.evaluate import evaluate
 
 RESULTS = Path(__file__).parent / "results"
 COMMAND = "python -m experiments.detection"
-SPEC, STEPS = "configs/vision/yolo_coco.py:tiny", 2_000
+SPEC, STEPS = "configs/vision/yolo_coco.py:tiny", 1_500
 MOSAIC = ["config.data.mosaic=0.5", f"config.data.mosaic_stop={STEPS * 4 // 5}"]
 SCALES = ["config.data.scales=(48, 64, 80)"]
 ARMS = {"plain": [], "mosaic": MOSAIC, "scales": SCALES, "both": MOSAIC + SCALES}
 GIVEN = [
     f"config.steps={STEPS}", "config.batch=16", "config.optim.lr.warmup=100", "config.ema=0.99",
-    "config.model.width=0.25", "config.model.depth=0.33", f"config.eval.every={STEPS}",
+    f"config.eval.every={STEPS}",
     f"config.checkpoint.every={STEPS}", "config.checkpoint.best=None", "config.log.every=100",
     "config.log.tensorboard=False", "config.optim.lr.final=0.05",
 ]  # fmt: skip
