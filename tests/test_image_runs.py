@@ -16,7 +16,7 @@ from research.init_from import fresh_state
 from research.train import train
 from tests.test_families import SHORT, outcome
 
-FAMILIES = ("mnist", "resnet_cifar", "resnet50_imagenet", "vit_imagenet")
+FAMILIES = ("mnist", "resnet_cifar", "resnet50_imagenet", "vit_imagenet", "transfer")
 ONCE = ("mnist",)  # in every run of the tests; the others among the slow ones
 PARAMS = [name if name in ONCE else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 
