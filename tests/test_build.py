@@ -137,6 +137,7 @@ def test_stochastic_weight_averaging_is_the_mean_of_the_weights_at_its_steps():
     np.testing.assert_allclose(after.ema["params"]["embed"], mean, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_population_trains_as_its_members_alone():
     """The step under vmap, over numbers of the optimizer: one program, three runs."""
     run = make("optim.chain=clip,adam,decay,lr")

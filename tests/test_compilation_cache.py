@@ -95,8 +95,10 @@ print(json.dumps(dict(first=first, right=right, outcomes=outcomes, deleted=delet
 
 @pytest.mark.parametrize(
     ("missing", "magic"),
-    [((), "28b52ffd"), (("zstandard", "compression"), "78")],
-    ids=["zstandard", "zlib"],
+    [
+        pytest.param((), "28b52ffd", id="zstandard"),
+        pytest.param(("zstandard", "compression"), "78", id="zlib", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.fault("damaged compilation cache")
 def test_a_damaged_entry_is_compiled_again_and_never_run(missing, magic, tmp_path):

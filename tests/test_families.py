@@ -27,8 +27,6 @@ FAMILIES = {
     "pairs": ("translation.py:tiny", "importsys", "text"),
     "items": ("recommend.py:tiny", "1 2 3", "items"),
 }
-ONCE = ("switch",)  # in every run of the tests; the others among the slow ones
-PARAMS = [name if name in ONCE else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 
 
 SHORT = ("config.steps=6", "config.optim.lr.warmup=2", "config.log.every=1", "config.eval.every=6")
@@ -50,7 +48,8 @@ def outcome(folder):
     return leaves, [{k: v for k, v in x.items() if not k.startswith("time/")} for x in lines]
 
 
-@pytest.mark.parametrize("name", PARAMS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_trains_resumes_to_the_same_bit_and_answers(name, text, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(load(name, text), str(whole))

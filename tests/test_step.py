@@ -22,6 +22,7 @@ MESHES = [
     dict(fsdp=2, tensor=4),
     dict(data=2, fsdp=2, tensor=2),
 ]
+ONCE = (dict(data=8), dict(data=2, fsdp=2, tensor=2))  # in every run of the tests
 
 
 def make(micro_batches=1, ema=None, **shape):
@@ -84,7 +85,11 @@ def alone():
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("sizes", MESHES, ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [x if x in ONCE else pytest.param(x, marks=pytest.mark.slow) for x in MESHES],
+    ids=str,
+)
 def test_loss_is_equal_on_one_and_eight_devices(sizes, alone, capfd):
     losses, state, step = run(sizes)
     np.testing.assert_allclose(losses, alone[0], atol=1e-5, rtol=0)

@@ -98,13 +98,13 @@ def test_a_row_that_is_not_like_its_spec_is_refused(workers):
 def test_killed_workers_lose_and_repeat_nothing(capfd):
     batches = source(workers=2)(3)
     found = [next(batches)]
-    for step in range(4, 15):
+    for step in range(4, 18):
         if step % 3 == 0:  # more often than one batch would be tried
             for process in multiprocessing.active_children():
                 process.kill()
                 process.join()
         found.append(next(batches))
-    assert_equal(found, take(source()(3), 12))
+    assert_equal(found, take(source()(3), 15))
     batches.close()
     lines = capfd.readouterr().err.splitlines()
     told = r"a data worker died \(exit code -9\) before the batch after step \d+; started again"

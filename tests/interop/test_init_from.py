@@ -238,6 +238,7 @@ def test_a_workdir_gives_its_average_to_a_run_on_another_mesh(scan, trained, tex
     assert report["from"] == f"{trained} (step 2)" and report["unused"] == []
 
 
+@pytest.mark.slow
 def test_an_unrolled_workdir_gives_its_layers_to_a_scanned_run(text, tmp_path):
     save(load(text, "config.model.scan=False", llama=False), tmp_path / "a")
     config = load(text, f"config.init_from={tmp_path / 'a'}", llama=False)
@@ -286,6 +287,7 @@ def test_experts_of_all_layers_are_taken_on_any_mesh(scan, mixture, text, tmp_pa
     equal(one_layer_paths(state.params), weights_of(tmp_path / "run", "raw"))
 
 
+@pytest.mark.slow
 def test_single_experts_are_skipped_and_moved(mixture, text, tmp_path):
     rules = ((r"layers/0/moe/experts/1/", "skip"), (r"(experts)/2/(up)", r"layers/0/moe/\1/0/\2"))
     config = load(text, f"config.init_from=hf:{mixture[0]}", EXPERTS, *SPLIT,
@@ -301,6 +303,7 @@ def test_single_experts_are_skipped_and_moved(mixture, text, tmp_path):
     assert report["parameters"][one] == ["skipped", None]
 
 
+@pytest.mark.slow
 def test_single_experts_of_a_workdir_are_taken(text, tmp_path):
     save(load(text, EXPERTS), tmp_path / "run")
     rules = ((r"layers/0/moe/experts/[13]/", "skip"),)

@@ -100,7 +100,7 @@ def test_scan_unroll_and_remat_change_nothing(name):
     ("mesh", "name"),
     [
         (dict(fsdp=2, tensor=2), "bert"),
-        (dict(fsdp=2, expert=2), "switch"),
+        pytest.param(dict(fsdp=2, expert=2), "switch", marks=pytest.mark.slow),
         pytest.param(dict(fsdp=2, tensor=2), "t5", marks=pytest.mark.slow),
         pytest.param(dict(fsdp=2, tensor=2), "switch", marks=pytest.mark.slow),
         pytest.param(dict(fsdp=2, tensor=2), "classify", marks=pytest.mark.slow),

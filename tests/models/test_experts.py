@@ -130,7 +130,7 @@ def test_padding_takes_no_room():
     ("mesh", "capacity"),
     [
         pytest.param(dict(expert=2, tensor=2), None, marks=pytest.mark.core),
-        (dict(fsdp=2, expert=2), 1.0),
+        pytest.param(dict(fsdp=2, expert=2), 1.0, marks=pytest.mark.slow),
         pytest.param(dict(expert=4), None, marks=pytest.mark.slow),
         pytest.param(dict(expert=4), 1.0, marks=pytest.mark.slow),
         pytest.param(dict(fsdp=2, expert=2), None, marks=pytest.mark.slow),

@@ -38,7 +38,10 @@ def setup(name):
     return base, model, variables, variables | {"params": params}, inputs
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [x if x == "gpt" else pytest.param(x, marks=pytest.mark.slow) for x in CASES],
+)
 def test_merged_weights_compute_what_the_adapters_do(name):
     base, model, start, moved, inputs = setup(name)
     call = lambda m, v: jax.jit(lambda v: m.apply(v, *inputs)[0][..., :65])(v)  # noqa: E731
