@@ -1,8 +1,10 @@
 """Boxes around the 20 kinds of objects of Pascal VOC, or those of any folder of its form.
 
 Paper: as yolo_coco.py; the data is Everingham et al. 2015 (doi:10.1007/s11263-014-0733-5).
-Expected: not measured here. Detectors trained from nothing do poorly on so few images; most
-    published numbers begin with features learned from ImageNet or COCO.
+Expected: BCCD's blood cells (205 images, from nothing, variant n at 256 pixels, 2,000 steps of 8,
+    one run): AP 53.7 %, AP50 81.7 % on its test split, 58 minutes of a CPU core; command in
+    experiments/vision. VOC itself is not measured here. Detectors trained from nothing do poorly
+    on its few images; most published numbers begin with features of ImageNet or COCO.
 Command: anneal train --config=configs/vision/yolo_voc.py:s --workdir=runs/voc
     --config.data.path=VOCdevkit/VOC2012
     It learns from train (5,717 images) and is judged by val (5,823), with COCO's AP .5:.95;

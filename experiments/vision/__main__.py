@@ -49,10 +49,10 @@ RUNS: dict[str, tuple[str, str, str, str, list[str]]] = {
     "coco128": (
         "yolo_coco:n", "coco128", "ap50", "validation", [
             "config.data.size=320", "config.data.workers=0", "config.data.mosaic=0.0",
-            "config.data.pipeline=('letterbox',)", "config.batch=8", "config.steps=600",
+            "config.data.pipeline=('letterbox',)", "config.batch=8", "config.steps=400",
             "config.data.mosaic_stop=None", "config.optim.lr.warmup=50", "config.ema=None",
-            "config.optim.decay.rate=0.0", "config.precision=fp32", "config.eval.every=200",
-            "config.eval.batch=8", "config.checkpoint.every=200", "config.log.every=20",
+            "config.optim.decay.rate=0.0", "config.precision=fp32", "config.eval.every=100",
+            "config.eval.batch=8", "config.checkpoint.every=100", "config.log.every=20",
         ],
     ),
 }  # fmt: skip
