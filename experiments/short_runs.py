@@ -79,6 +79,13 @@ def interval(losses: list[float]) -> dict[str, Any]:
     return {"mean": mean, "t95": [mean - half, mean + half]}
 
 
+def shown(one: dict[str, Any], digits: int = 1) -> str:
+    """Returns what `interval` found as text."""
+    low, high = one.get("t95", (None, None))
+    mean = f"{one['mean']:.{digits}f}"
+    return mean if low is None else f"{mean} ({low:.{digits}f} to {high:.{digits}f})"
+
+
 def versions() -> dict[str, Any]:
     """Returns what a result depends on beside its config."""
     found = workdir.environment()

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import ml_collections
 
+from experiments.short_runs import versions
 from research import compilation_cache, metrics
 from research.train import train
 
@@ -43,6 +44,12 @@ class Runs:
         with self.file.open("a") as file:
             file.write(json.dumps(line) + "\n")
         print(*(line[name] for name in self.names), json.dumps(line), flush=True)
+
+
+def write_results(folder: Path, head: str, rows: list[str], summary: dict[str, Any]) -> None:
+    """Writes table.md, and summary.json with what the numbers depend on."""
+    (folder / "table.md").write_text(head + "\n".join(rows) + "\n")
+    (folder / "summary.json").write_text(json.dumps(summary | versions(), indent=2) + "\n")
 
 
 def trained(

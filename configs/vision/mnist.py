@@ -2,8 +2,8 @@
 
 Paper: LeCun et al. 1998, "Gradient-based learning applied to document recognition", whose LeNet-5
     has 0.95 % errors; the network is one block of arXiv:1512.03385.
-Expected: 99.2 % of the test set after five epochs, 4.7 minutes of two CPU cores, one run (99.22 %;
-    another on one core 99.18 %). The test set chose nothing.
+Expected: 99.2 % of the test set after five epochs, 4.7 minutes of two CPU cores, one run (99.22 %).
+    The test set chose nothing.
 Command: anneal train --config=configs/vision/mnist.py --workdir=runs/mnist --config.data.path=MNIST
     where MNIST holds the four files of IDX, train-images-idx3-ubyte.gz and so on. Fashion-MNIST is
     stored alike.

@@ -9,7 +9,6 @@ call goes on), results/table.md and results/summary.json.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -18,8 +17,8 @@ import ml_collections
 import numpy as np
 
 from experiments.babi.tables import prompt, read, write
-from experiments.short_runs import interval, versions
-from experiments.whole_runs import Runs, keep_compilations, trained
+from experiments.short_runs import interval
+from experiments.whole_runs import Runs, keep_compilations, trained, write_results
 from research import config
 from research.generate import generate
 
@@ -117,9 +116,8 @@ def write_table(runs: Runs) -> None:
         "validation, at the best | MemN2N | steps | stories cut in train, test | core-minutes a "
         "run |\n|---|---|---|---|---|---|---|---|---|\n"
     )
-    (RESULTS / "table.md").write_text(head + "\n".join(rows) + "\n")
-    summary = {"command": COMMAND, "accuracy": found, **versions()}
-    (RESULTS / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    summary = {"command": COMMAND, "accuracy": found}
+    write_results(RESULTS, head, rows, summary)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ second call goes on), results/table.md and results/summary.json.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from experiments.short_runs import interval, versions
-from experiments.whole_runs import Runs, keep_compilations, trained
+from experiments.short_runs import interval, shown
+from experiments.whole_runs import Runs, keep_compilations, trained, write_results
 from research import config
 from research.evaluate import evaluate
 
@@ -78,8 +77,8 @@ def write_table(lines: list[dict[str, Any]]) -> None:
         one = summary["ap"][f"{arm} {head}"] = interval(list(found.values()))
         half = statistics.mean(100 * x[f"{head}/ap50"] for x in group)
         minutes = statistics.mean(x["core_minutes"] for x in group)
-        shown = f"{_shown(one)} | {half:.1f} | {len(found)} | {minutes:.1f}"
-        table.append(f"| {arm} | {head} | {shown} |")
+        numbers = f"{shown(one, 2)} | {half:.1f} | {len(found)} | {minutes:.1f}"
+        table.append(f"| {arm} | {head} | {numbers} |")
     table += ["", "| paired difference in AP, same seeds | 95 % t interval |", "|---|---|"]
     pairs = [((arm, HEADS[0]), (arm, HEADS[1])) for arm in ARMS]
     pairs += [((arm, HEADS[0]), ("plain", HEADS[0])) for arm in ("mosaic", "scales", "both")]
@@ -89,18 +88,12 @@ def write_table(lines: list[dict[str, Any]]) -> None:
             gaps = [tests[first][seed] - tests[second][seed] for seed in both]
             name = f"{' '.join(first)} less {' '.join(second)}"
             one = summary["differences"][name] = interval(gaps)
-            table.append(f"| {name} | {_shown(one)} |")
+            table.append(f"| {name} | {shown(one, 2)} |")
     head = (
         "| images | head | AP .5:.95, percent, 95 % t interval | AP50 | seeds | core-minutes a run "
         "|\n|---|---|---|---|---|---|\n"
     )
-    (RESULTS / "table.md").write_text(head + "\n".join(table) + "\n")
-    (RESULTS / "summary.json").write_text(json.dumps(summary | versions(), indent=2) + "\n")
-
-
-def _shown(one: dict[str, Any]) -> str:
-    low, high = one.get("t95", (None, None))
-    return f"{one['mean']:.2f}" + ("" if low is None else f" ({low:.2f} to {high:.2f})")
+    write_results(RESULTS, head, table, summary)
 
 
 if __name__ == "__main__":

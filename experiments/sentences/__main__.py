@@ -9,7 +9,6 @@ results/runs.jsonl as it goes (a second call goes on), results/table.md and resu
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 from pathlib import Path
@@ -18,8 +17,8 @@ import ml_collections
 
 from experiments.sentences.settings import PUBLISHED, TRIALS, best
 from experiments.sentences.tables import CORPORA, make, rows, words
-from experiments.short_runs import interval, versions
-from experiments.whole_runs import Runs, keep_compilations, trained
+from experiments.short_runs import interval
+from experiments.whole_runs import Runs, keep_compilations, trained, write_results
 from research import config
 from research.evaluate import evaluate
 
@@ -114,9 +113,8 @@ def write_table() -> None:
         "| corpus | model | test accuracy | 95 % t interval | seeds | validation, at its best | "
         "CNN-rand, published | core-minutes a run |\n|---|---|---|---|---|---|---|---|\n"
     )
-    (RESULTS / "table.md").write_text(head + "\n".join(table) + "\n")
-    summary = {"command": COMMAND, "accuracy": found, "published": PUBLISHED, **versions()}
-    (RESULTS / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    summary = {"command": COMMAND, "accuracy": found, "published": PUBLISHED}
+    write_results(RESULTS, head, table, summary)
 
 
 if __name__ == "__main__":

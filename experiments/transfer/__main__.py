@@ -20,9 +20,9 @@ import jax
 import ml_collections
 
 from experiments.sentences.tables import words
-from experiments.short_runs import interval, versions
+from experiments.short_runs import interval, shown
 from experiments.transfer.texts import few, unlabelled
-from experiments.whole_runs import Runs, keep_compilations, trained
+from experiments.whole_runs import Runs, keep_compilations, trained, write_results
 from research import build, config
 from research.evaluate import evaluate
 
@@ -133,7 +133,7 @@ def write_table(lines: list[dict]) -> None:
         held = statistics.mean(100 * line["validation"] for line in lines if line["kind"] == kind)
         minutes = statistics.mean(line["core_minutes"] for line in lines if line["kind"] == kind)
         table.append(
-            f"| {kind} | {_shown(one)} | {len(tests[kind])} | {held:.1f} | "
+            f"| {kind} | {shown(one)} | {len(tests[kind])} | {held:.1f} | "
             f"{first['parameters']:,} | {first['optimizer']:,} | {minutes:.1f} |"
         )
     table += ["", "| paired difference in accuracy, same sentences and seeds | 95 % t interval |"]
@@ -143,19 +143,13 @@ def write_table(lines: list[dict]) -> None:
             both = sorted(tests[first].keys() & tests[second].keys())
             gaps = [tests[first][seed] - tests[second][seed] for seed in both]
             one = summary["differences"][f"{first} - {second}"] = interval(gaps)
-            table.append(f"| {first} less {second} | {_shown(one)} |")
+            table.append(f"| {first} less {second} | {shown(one)} |")
     head = (
         "| kind | test accuracy, 95 % t interval | seeds | validation, at its best | parameters "
         "that learn | bytes of optimizer state | core-minutes a run |\n"
         "|---|---|---|---|---|---|---|\n"
     )
-    (RESULTS / "table.md").write_text(head + "\n".join(table) + "\n")
-    (RESULTS / "summary.json").write_text(json.dumps(summary | versions(), indent=2) + "\n")
-
-
-def _shown(one: dict) -> str:
-    low, high = one.get("t95", (one["mean"],) * 2)
-    return f"{one['mean']:.1f} ({low:.1f} to {high:.1f})"
+    write_results(RESULTS, head, table, summary)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,15 @@ on), results/table.md and results/summary.json; workdirs stay in --workdir, pict
 """
 
 import argparse
-import json
 import os
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
-from experiments.short_runs import interval, versions
+from experiments.short_runs import interval, shown
 from experiments.vision.by_heart import write_coco
-from experiments.whole_runs import Runs, keep_compilations, trained
+from experiments.whole_runs import Runs, keep_compilations, trained, write_results
 from research import config
 from research.evaluate import evaluate
 
@@ -118,11 +117,11 @@ def write_table(lines: list[dict[str, Any]]) -> None:
         for key in METRICS:
             if f"test_{key}" in first:
                 numbers[key] = interval([100 * x[f"test_{key}"] for x in group])
-        shown = ", ".join(f"{key} {_shown(one)}" for key, one in numbers.items())
+        texts = ", ".join(f"{key} {shown(one, 2)}" for key, one in numbers.items())
         minutes = statistics.mean(x["core_minutes"] for x in group)
         wall = statistics.mean(x["minutes"] for x in group)
         table.append(
-            f"| {' '.join([name, *given])} | {shown} | {first['split']} | {len(group)} | "
+            f"| {' '.join([name, *given])} | {texts} | {first['split']} | {len(group)} | "
             f"{first['steps']:,} of {first['batch']} | {wall:.1f} on {first['cores']} | "
             f"{minutes:.1f} |"
         )
@@ -131,13 +130,7 @@ def write_table(lines: list[dict[str, Any]]) -> None:
         "| run | percent | split | seeds | steps | minutes, with evaluations, on cores | "
         "core-minutes |\n|---|---|---|---|---|---|---|\n"
     )
-    (RESULTS / "table.md").write_text(head + "\n".join(table) + "\n")
-    (RESULTS / "summary.json").write_text(json.dumps(summary | versions(), indent=2) + "\n")
-
-
-def _shown(one: dict[str, Any]) -> str:
-    low, high = one.get("t95", (None, None))
-    return f"{one['mean']:.2f}" + ("" if low is None else f" ({low:.2f} to {high:.2f})")
+    write_results(RESULTS, head, table, summary)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from research.arguments import InputError
-from research.data.corrections import Key, digest, found_in, read
+from research.data.corrections import Key, digest, found_in, named_picture, read
 from research.data.image_readers import Some
 from research.data.scene_readers import Scenes
 
@@ -27,8 +27,8 @@ from research.data.scene_readers import Scenes
 def box_key(split: str, scenes: Scenes, index: int, number: int) -> Key:
     """Returns what a correction knows box `number` of picture `index` by."""
     *box, label = scenes.boxes[index][number].tolist()
-    named = digest([split, str(scenes.names[index]), json.dumps(box)])
-    return named, scenes.classes[int(label)]
+    shown = named_picture(split, scenes.names[index]).values()
+    return digest([*shown, json.dumps(box)]), scenes.classes[int(label)]
 
 
 def corrected(
@@ -55,7 +55,7 @@ def corrected(
     def keys(name: str, held: Scenes) -> list[list[Key]]:
         """Of each picture its own, and those of its boxes."""
         return [
-            [(digest([name, str(held.names[index])]), "")]
+            [(digest(named_picture(name, held.names[index]).values()), "")]
             + [box_key(name, held, index, number) for number in range(len(boxes))]
             for index, boxes in enumerate(held.boxes)
         ]

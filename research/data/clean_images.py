@@ -35,8 +35,8 @@ from research import config as config_lib
 from research.arguments import Fraction, InputError, RunError, check
 from research.data.augment import resized
 from research.data.box_corrections import box_key
-from research.data.corrections import digest
-from research.data.detection import has_area
+from research.data.corrections import digest, named_picture
+from research.data.detection import has_area, reaches_out
 from research.data.image_readers import Pictures
 from research.data.images import pixels_of
 from research.data.scene_readers import Scenes
@@ -86,18 +86,17 @@ def look(
 
 
 def _line(split: str, held: Pictures | Scenes, index: int, reason: str) -> dict[str, Any]:
-    shown = {"split": split, "picture": str(held.names[index])}
+    shown = named_picture(split, held.names[index])
     label = held.classes[held.labels[index]] if isinstance(held, Pictures) else ""
     return shown | dict(label=label, reason=reason, digest=digest(shown.values()), correction=None)
 
 
 def _odd_boxes(split: str, scenes: Scenes, drop: bool) -> Iterator[dict[str, Any]]:
     for index, (boxes, (height, width)) in enumerate(zip(scenes.boxes, scenes.sizes, strict=True)):
-        good = has_area(boxes)
-        beyond = (boxes[:, :2] < 0).any(1) | (boxes[:, 2:4] > (width, height)).any(1)
+        good, beyond = has_area(boxes), reaches_out(boxes, height, width)
         for number in np.flatnonzero(~good | beyond).tolist():
             reason = "box outside" if good[number] else "box without area"
-            shown = {"split": split, "picture": str(scenes.names[index])}
+            shown = named_picture(split, scenes.names[index])
             key, label = box_key(split, scenes, index, number)
             line = shown | dict(box=boxes[number, :4].tolist(), label=label, reason=reason)
             yield line | dict(digest=key, correction=False if drop and not good[number] else None)

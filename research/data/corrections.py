@@ -32,6 +32,11 @@ class Examples(NamedTuple):
     where: Callable[[int], str]
 
 
+def named_picture(split: str, name: str | int) -> dict[str, str]:
+    """Returns what a person, and the digest of a correction, knows a picture by."""
+    return {"split": split, "picture": str(name)}
+
+
 def digest(texts: Iterable[str]) -> str:
     """Returns a name for the texts of an example, or for the name of its picture."""
     return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16]

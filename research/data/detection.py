@@ -134,8 +134,7 @@ def _clean(scenes: Scenes, max_boxes: int) -> tuple[list[np.ndarray], dict[str, 
         good = has_area(boxes)
         cut, within = (inside(boxes[good & x], height, width) for x in (~crowd, crowd))
         within[:, 4] = CROWD
-        low, high = boxes[good, :2], boxes[good, 2:4]
-        beyond = (low < 0).any(axis=1) | (high > np.array([width, height])).any(axis=1)
+        beyond = reaches_out(boxes[good], height, width)
         odd["no_area"] += [name] * int((~good).sum())
         odd["outside"] += [name] * int(beyond.sum())
         odd["without_boxes"] += [] if len(cut) else [name]
@@ -155,6 +154,11 @@ def has_area(boxes: np.ndarray) -> np.ndarray:
     """Tells which boxes (n, 4 or more) are finite, and wider and higher than nothing."""
     finite = np.isfinite(boxes[:, :4]).all(axis=1)
     return finite & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+
+
+def reaches_out(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Tells which boxes (n, 4 or more) are not in their picture as a whole."""
+    return (boxes[:, :2] < 0).any(axis=1) | (boxes[:, 2:4] > (width, height)).any(axis=1)
 
 
 def _say(where: str, info: dict[str, Any], most: int | None) -> None:

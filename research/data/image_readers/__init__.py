@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from research.arguments import InputError, nearest
+from research.data.corrections import named_picture
 from research.data.source import RecordError
 
 ALSO = {"validation": ("val", "valid", "dev")}  # what a split is also called
@@ -31,7 +32,7 @@ class Pictures(NamedTuple):
 
     def shown(self, index: int) -> dict[str, str]:
         """Returns what a person, and a correction, knows a picture by."""
-        return {"split": self.split, "picture": str(self.names[index])}
+        return named_picture(self.split, self.names[index])
 
 
 class FileReader(NamedTuple):
@@ -57,8 +58,8 @@ def choose(
     """Returns a split. Where there is no validation, or with a `fold`, a share of `held_out` of
     train is it, by a hash of the names: the first, or the one of that number. Raises InputError for
     a split that is not there, or is empty, and a fold beyond the last."""
+    folds = round(1 / held_out) if held_out else 0
     if fold is not None:
-        folds = round(1 / held_out) if held_out else 0
         if not folds or abs(folds * held_out - 1) > 1e-6:
             raise InputError(
                 f"data.held_out={held_out} with data.fold={fold}: expected 1 / n for one of n folds"
@@ -76,7 +77,9 @@ def choose(
     found, chosen = splits[name]()._replace(split=name), None
     if held:
         wanted = split == "validation"
-        inside = (_place(name) // held_out == (fold or 0) for name in found.names)
+        places = (_place(name) for name in found.names)
+        # Whole folds: each name is in one, whatever the last digits of the share are.
+        inside = (x < held_out if fold is None else int(x * folds) == fold for x in places)
         chosen = [index for index, is_held in enumerate(inside) if is_held == wanted]
     if not (len(found.names) if chosen is None else len(chosen)):
         raise InputError(f"data.path={path!r} has no pictures in split {split!r}; add some")
