@@ -32,7 +32,10 @@ Array = jax.Array
 SCALES = {"n": (0.33, 0.25), "s": (0.33, 0.5), "m": (0.67, 0.75), "l": (1.0, 1.0)}
 BLOCKS = {4: 3, 8: 9, 16: 9}  # of a backbone's stages by their stride; of others 3
 HEADS = ("one_to_many", "one_to_one")
-PRIOR = 0.01  # the chance of each class that heads begin with (arXiv:1708.02002, section 3.3)
+# The chance of an object at a point that heads begin with (arXiv:1708.02002, section 3.3), shared
+# among the classes. With this chance for each of 80 classes the first hundreds of steps go into
+# unlearning it: Adam moves a bias by no more than its rate.
+PRIOR = 0.01
 
 
 def make(
@@ -184,7 +187,7 @@ class Head(nnx.Module):
         self.class_layers, self.box_layers = two(), two()
         std, axes = 0.01, ("embed", "classes")
         self.classes, self.boxes = (param(rngs, (width, n), axes, std) for n in (labels, 4 * bins))
-        self.classes_bias = constant((labels,), ("classes",), -float(np.log(1 / PRIOR - 1)))
+        self.classes_bias = constant((labels,), ("classes",), -float(np.log(labels / PRIOR - 1)))
         self.boxes_bias = constant((4 * bins,), ("classes",), 0.0)
 
     def __call__(self, x_bhwc: Array, train: bool) -> tuple[Array, Array]:
